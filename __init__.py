@@ -1,0 +1,26 @@
+"""accel: graph-level compiler passes that make generative models fast.
+
+    torch.compile(model, backend="accel")
+
+needs no import of this package; the names below are for reading what it did and for guiding it.
+"""
+
+from .compiler.gate import Gate
+from .compiler.options import Options, PadeOptions
+from .compiler.report import Report, Stats, explain, stats, trajectory
+from .kernels.errors import AccelError, OptionError
+
+__all__ = [
+    "AccelError",
+    "Gate",
+    "Options",
+    "OptionError",
+    "PadeOptions",
+    "Report",
+    "Stats",
+    "explain",
+    "stats",
+    "trajectory",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,77 @@
+"""The backend that `torch.compile(model, backend="accel")` finds by its entry point."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..passes.base import PassResult
+from ..passes.graphs import is_model_state
+from .lowering import lower
+from .options import Options, parse_options
+from .pipeline import rewrite
+from .runtime import PadeGraph
+
+__all__ = ["CompiledGraph", "accel_backend", "compiled_graphs"]
+
+_compiled: weakref.WeakSet[CompiledGraph] = weakref.WeakSet()
+
+
+class CompiledGraph:
+    """One graph as Dynamo calls it, with the record of how it came about.
+
+    owners: parameters of the models that have run through it, by which `stats` finds it.
+    """
+
+    def __init__(
+        self,
+        call: Callable[..., Any],
+        results: tuple[PassResult, ...],
+        owner_index: int | None,
+    ) -> None:
+        self.call = call
+        self.results = results
+        self.owner_index = owner_index
+        self.owners: weakref.WeakValueDictionary[int, torch.Tensor] = weakref.WeakValueDictionary()
+        _compiled.add(self)
+
+    def __call__(self, *inputs: Any) -> Any:
+        if self.owner_index is not None:
+            owner = inputs[self.owner_index]
+            self.owners[id(owner)] = owner
+        return self.call(*inputs)
+
+
+def accel_backend(
+    module: fx.GraphModule,
+    example_inputs: list[Any],
+    *,
+    options: Options | Mapping[str, Any] | None = None,
+    mode: str | None = None,
+) -> CompiledGraph:
+    """Compile one captured graph: validate options, run the passes, lower.
+
+    Called by `torch.compile`. options: see `Options`; mode: as for the Inductor backend.
+    Raises OptionError before anything is compiled.
+    """
+    parsed = parse_options(options)
+    program, results = rewrite(module, parsed)
+    config = torch._inductor.list_mode_options(mode) if mode and mode != "default" else None
+    function = lower(program.module, parsed.lowering, config)
+    placeholders = module.graph.find_nodes(op="placeholder")
+    if program.state is not None:
+        pade = parsed.pade_options
+        assert pade is not None
+        function = PadeGraph(function, placeholders, program.outputs, program.state, pade)
+    owned = [index for index, node in enumerate(placeholders) if is_model_state(node)]
+    return CompiledGraph(function, results, owned[0] if owned else None)
+
+
+def compiled_graphs(parameters: frozenset[int]) -> list[CompiledGraph]:
+    """The graphs that a model has run through, by its parameters' ids."""
+    return [graph for graph in list(_compiled) if any(p in graph.owners for p in parameters)]

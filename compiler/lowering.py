@@ -1,0 +1,36 @@
+"""What compiles a rewritten graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import fx
+
+from ..passes.graphs import value_of
+
+__all__ = ["lower"]
+
+
+def lower(
+    module: fx.GraphModule, lowering: str, config: Mapping[str, Any] | None = None
+) -> Callable[..., Any]:
+    """A callable for `module`, compiled by Inductor, or the module itself ("eager").
+
+    config: Inductor's own settings, as `torch.compile(mode=...)` implies them.
+    """
+    if lowering == "eager":
+        return module
+    from torch._higher_order_ops.invoke_subgraph import NestedCompileRegionOptions
+    from torch._inductor.compile_fx import compile_fx
+    from torch._inductor.decomposition import select_decomp_table
+
+    # torch 2.13 caches the first trace of a shared subgraph. Inside a branch that first trace is
+    # an alias check without decompositions, which Inductor then can't lower; saying which
+    # decompositions the subgraph wants makes every trace the right one.
+    table = select_decomp_table()
+    for name, child in module.named_modules():
+        if name.rpartition(".")[2].startswith("accel_block_"):
+            child.meta["nested_region_config"] = NestedCompileRegionOptions(decompositions=table)
+    fakes = [value_of(node) for node in module.graph.find_nodes(op="placeholder")]
+    return compile_fx(module, fakes, config_patches=dict(config) if config else None)

@@ -1,0 +1,120 @@
+"""The options of the backend, validated before anything is compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ..kernels.errors import OptionError
+from ..kernels.predictors import resolve
+from .gate import Gate
+from .schedule import PRESETS, Schedule, parse_schedule
+
+__all__ = ["Options", "PadeOptions", "parse_options"]
+
+LOWERINGS = ("inductor", "eager")
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class PadeOptions:
+    """Options of the Padé pass.
+
+    preset: "quality", "balanced" or "fast": about 10, 8 and 6 computed steps of 20. For the
+        schedule "auto" only; None means "balanced" there.
+    predictor: a name from `accel.kernels.predictors.PREDICTORS`.
+    schedule: "auto", "full" (always compute), {"interval": N, "warmup": W}, or a list of the
+        steps to compute, counted from 0.
+    gate: a further condition for skipping, judged after each computed step; None for none.
+    max_error: a step is computed, whatever the schedule, where the predictor would have missed
+        the last computed residual by more than this (relative L2, worst sample of the batch).
+    max_runs: sampling runs whose state is kept at a time; the longest unused goes first.
+    """
+
+    preset: str | None = None
+    predictor: str = "pade"
+    schedule: str | Mapping[str, int] | Sequence[int] = "auto"
+    gate: Gate | Mapping[str, Any] | None = None
+    max_error: float = 1.0
+    max_runs: int = 8
+
+    def __post_init__(self) -> None:
+        resolve(self.predictor)
+        if self.preset is not None and self.preset not in PRESETS:
+            raise OptionError(f"unknown preset {self.preset!r}; known: {', '.join(PRESETS)}")
+        if self.preset is not None and self.schedule != "auto":
+            raise OptionError(
+                f"preset {self.preset!r} and schedule {self.schedule!r} contradict each other: a "
+                'preset says how many steps schedule "auto" computes. Drop one of the two'
+            )
+        if not isinstance(self.gate, (Gate, type(None))):
+            object.__setattr__(self, "gate", _build(Gate, self.gate, "pade.gate"))
+        if not self.max_error > 0:
+            raise OptionError(f"max_error is {self.max_error}; it has to be above 0")
+        if self.max_runs < 1:
+            raise OptionError(f"max_runs is {self.max_runs}; it has to be at least 1")
+        self.plan()  # raises on a malformed schedule
+
+    def plan(self) -> Schedule:
+        """The schedule as an object."""
+        return parse_schedule(self.schedule, self.preset or "balanced")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of `torch.compile(model, backend="accel", options=...)`.
+
+    pade: True, False, or the pass's own options. True by default: it applies to inference graphs
+        with a block stack and a timestep.
+    outline: compile equal blocks once.
+    lowering: what compiles the rewritten graph; "eager" runs it as it is, for debugging.
+    verify: check every rewritten graph in depth (fake execution) rather than in form only.
+    """
+
+    pade: PadeOptions | Mapping[str, Any] | bool = True
+    outline: bool = True
+    lowering: str = "inductor"
+    verify: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.pade, Mapping):
+            object.__setattr__(self, "pade", _build(PadeOptions, self.pade, "pade"))
+        if not isinstance(self.pade, (PadeOptions, bool)):
+            raise OptionError(f"pade is {self.pade!r}; it has to be True, False or a dict")
+        for name in ("outline", "verify"):
+            if not isinstance(getattr(self, name), bool):
+                raise OptionError(f"{name} is {getattr(self, name)!r}; it has to be True or False")
+        if self.lowering not in LOWERINGS:
+            raise OptionError(f"lowering {self.lowering!r} is none of {', '.join(LOWERINGS)}")
+
+    @property
+    def pade_options(self) -> PadeOptions | None:
+        """The Padé pass's options, or None where it is off."""
+        if isinstance(self.pade, PadeOptions):
+            return self.pade
+        return PadeOptions() if self.pade else None
+
+
+def _build(kind: type[Config], values: Any, where: str) -> Config:
+    """A config dataclass from a mapping; an unknown key is an error naming the nearest one."""
+    if not isinstance(values, Mapping):
+        raise OptionError(f"{where} is {values!r}; it has to be a dict")
+    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
+            raise OptionError(
+                f"unknown option {key!r} in {where}; did you mean {near[0]!r}? "
+                f"(known: {', '.join(known)})"
+            )
+    return kind(**values)
+
+
+def parse_options(options: Options | Mapping[str, Any] | None) -> Options:
+    """Validated options. Raises OptionError with what was seen and what is known."""
+    if isinstance(options, Options):
+        return options
+    return _build(Options, options or {}, "options")

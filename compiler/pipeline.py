@@ -1,0 +1,58 @@
+"""The pass pipeline: from a captured graph to a rewritten one, with a record of each pass."""
+
+from __future__ import annotations
+
+import logging
+
+from torch import fx
+
+from ..kernels.predictors import resolve
+from ..passes import (
+    PASSES,
+    GraphPass,
+    OutlinePass,
+    PadePass,
+    PassResult,
+    Program,
+    Reason,
+    Skip,
+    verify,
+)
+from .options import Options
+
+__all__ = ["configured_passes", "rewrite"]
+
+log = logging.getLogger("accel")
+
+
+def configured_passes(options: Options) -> dict[str, GraphPass | None]:
+    """The passes in their order; None for one that is turned off."""
+    pade = options.pade_options
+    available: dict[str, GraphPass | None] = {
+        "pade": PadePass(resolve(pade.predictor)) if pade else None,
+        "outline": OutlinePass() if options.outline else None,
+    }
+    return {name: available[name] for name in PASSES}
+
+
+def rewrite(module: fx.GraphModule, options: Options) -> tuple[Program, tuple[PassResult, ...]]:
+    """Run the passes over a graph from Dynamo, which stays as it is; verify after each."""
+    program = Program.capture(module)
+    results = []
+    for name, graph_pass in configured_passes(options).items():
+        if graph_pass is None:
+            detail = f"options={{{name!r}: False}}"
+            results.append(PassResult(name, skipped=(Skip(Reason.OFF, detail),)))
+            continue
+        rewritten, result = graph_pass.run(program)
+        if rewritten is not program:
+            verify(program, rewritten, name, deep=options.verify)
+        program = rewritten
+        results.append(result)
+        log.debug("%s: matched %s, skipped %s", name, result.matched, result.skipped)
+    log.info(
+        "compiled graph: %s; state %d bytes",
+        ", ".join(f"{r.name} x{len(r.matched)}" for r in results),
+        program.state.bytes() if program.state else 0,
+    )
+    return program, tuple(results)

@@ -1,0 +1,269 @@
+"""The callable that Dynamo gets back: a rewritten graph together with the state it threads."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..passes.graphs import is_model_state, value_of
+from ..passes.pade import StackState
+from .gate import Signals
+from .options import PadeOptions
+from .trajectory import Call, Relation, Run, Runs, current_explicit, decide, digest, sketch
+
+__all__ = ["Counters", "PadeGraph", "graphs_of"]
+
+REMEMBERED_DIGESTS = 64
+
+_numbers = itertools.count()
+_graphs: weakref.WeakSet[PadeGraph] = weakref.WeakSet()
+
+
+@dataclass
+class Counters:
+    """What happened at run time, for one model in one graph."""
+
+    full_steps: int = 0
+    predicted_steps: int = 0
+    repeated_steps: int = 0
+    untrusted_steps: int = 0
+    gated_steps: int = 0
+    nonfinite_steps: int = 0
+    last_error: float = float("nan")
+
+
+@dataclass
+class _Model:
+    """The runs and counters of one model. Dynamo may run several models by one graph."""
+
+    owner: weakref.ref[Tensor]
+    runs: Runs
+    counters: Counters = field(default_factory=Counters)
+    digests: dict[int, tuple[weakref.ref[Tensor], int, int]] = field(default_factory=dict)
+
+
+class PadeGraph:
+    """Calls a graph with a skip branch as if it had none.
+
+    Every call is located in its sampling run, decided (compute or predict), executed with that
+    run's state, and recorded. All of it is ordinary Python around one graph call: the graph itself
+    has no side effects.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Sequence[Any]],
+        placeholders: Sequence[fx.Node],
+        outputs: int,
+        state: StackState,
+        options: PadeOptions,
+    ) -> None:
+        self.number = next(_numbers)
+        self.function = function
+        self.outputs = outputs
+        self.state = state
+        self.options = options
+        self.schedule = options.plan()
+        self.models: dict[int, _Model] = {}
+        self.lock = threading.Lock()
+        self.symbols = {
+            str(value_of(node)): index
+            for index, node in enumerate(placeholders)
+            if isinstance(value_of(node), torch.SymInt)
+        }
+        model_state = [index for index, node in enumerate(placeholders) if is_model_state(node)]
+        self.owner_index = model_state[0] if model_state else None
+        _graphs.add(self)
+
+    def __call__(self, *inputs: Any) -> tuple[Any, ...]:
+        with self.lock:
+            model = self._model(inputs)
+            runs = self._runs(model, inputs)
+            run, relation = runs.locate(self._call(model, inputs))
+            compute = self._decide(model, run, relation)
+            times, arguments = self._arguments(run, inputs)
+        results = self.function(
+            *inputs,
+            torch.tensor(compute),
+            torch.tensor(self._remaining(run), device=times.device),
+            times,
+            *arguments,
+        )
+        with self.lock:
+            self._record(run, relation, compute, times[0], results[self.outputs :])
+        return tuple(results[: self.outputs])
+
+    # Locating
+
+    def _model(self, inputs: Sequence[Any]) -> _Model:
+        owner = inputs[self.owner_index] if self.owner_index is not None else self
+        key = id(owner)
+        model = self.models.get(key)
+        if model is None or model.owner() is not owner:
+            model = _Model(weakref.ref(owner), Runs(limit=self.options.max_runs))
+            self.models[key] = model
+            dead = [k for k, m in self.models.items() if m.owner() is None]
+            for each in dead:
+                del self.models[each]
+        return model
+
+    def _runs(self, model: _Model, inputs: Sequence[Any]) -> Runs:
+        owner = model.owner()
+        explicit = current_explicit(id(owner)) if owner is not None else None
+        if explicit is None:
+            return model.runs
+        if self.number not in explicit.runs:
+            if explicit.steps is not None:
+                self.schedule.check(explicit.steps)
+            explicit.runs[self.number] = Runs(
+                limit=self.options.max_runs, steps=explicit.steps, single=True
+            )
+        return explicit.runs[self.number]
+
+    def _digest(self, model: _Model, tensor: Tensor) -> int:
+        """A condition's hash; computed once for a tensor object that stays unchanged."""
+        if tensor.is_inference():  # such tensors don't count their changes
+            return digest(tensor)
+        known = model.digests.get(id(tensor))
+        if known is not None and known[0]() is tensor and known[1] == tensor._version:
+            return known[2]
+        value = digest(tensor)
+        if len(model.digests) >= REMEMBERED_DIGESTS:
+            model.digests.clear()
+        model.digests[id(tensor)] = (weakref.ref(tensor), tensor._version, value)
+        return value
+
+    def _call(self, model: _Model, inputs: Sequence[Any]) -> Call:
+        clock = self.state.clock
+        latents = [inputs[index] for index in clock.latents]
+        key = (
+            tuple(tuple(latent.shape) for latent in latents),
+            tuple(self._digest(model, inputs[index]) for index in clock.conditions),
+        )
+        values = [torch.as_tensor(inputs[index]).double().flatten() for index in clock.times]
+        # A guidance scale is embedded like a timestep; the one that changes is the time. Their
+        # sum is as good a clock as the timestep alone, since a constant does not disturb it.
+        return Call(key, tuple(torch.stack([v.mean() for v in values]).sum().reshape(1).tolist()),
+                    sketch(latents))  # fmt: skip
+
+    # Deciding
+
+    def _decide(self, model: _Model, run: Run, relation: Relation) -> bool:
+        counters = model.counters
+        self._read_signals(counters, run)
+        if relation is Relation.REPEAT:
+            counters.repeated_steps += 1
+            return run.computing or not run.residuals
+        compute = decide(run, self.schedule)
+        if not compute and run.signals is not None:
+            gate = self.options.gate
+            if not run.signals.finite or run.signals.error > self.options.max_error:
+                counters.untrusted_steps += 1
+                compute = True
+            elif gate is not None and not gate.allows(run.signals):  # type: ignore[union-attr]
+                counters.gated_steps += 1
+                compute = True
+        run.computing = compute
+        if compute:
+            counters.full_steps += 1
+        else:
+            counters.predicted_steps += 1
+        return compute
+
+    def _read_signals(self, counters: Counters, run: Run) -> None:
+        """Take in what the last computed step said. Waits for the device, one step late."""
+        if run.pending_signals is None:
+            return
+        finite, turn, error = run.pending_signals.tolist()
+        run.pending_signals = None
+        first = len(run.history_times) < 2
+        # On a run's first step there was nothing to predict from: its error means nothing.
+        run.signals = Signals(finite == 1.0, turn, 0.0 if first or error != error else error)
+        if not run.signals.finite:
+            counters.nonfinite_steps += 1
+            run.drop_newest()
+        elif not first:
+            counters.last_error = error
+
+    def _remaining(self, run: Run) -> float:
+        if run.steps:
+            return max(0.0, 1 - run.step / run.steps)
+        return 1.0 if run.step == 0 else abs(run.times[-1] / run.times[0]) if run.times[0] else 0.0
+
+    # Executing and recording
+
+    def _size(self, size: Any, inputs: Sequence[Any]) -> int:
+        if isinstance(size, int):
+            return size
+        expression = size.node.expr
+        values = {
+            symbol: int(inputs[self.symbols[str(symbol)]]) for symbol in expression.free_symbols
+        }
+        return int(expression.subs(values))
+
+    def _arguments(self, run: Run, inputs: Sequence[Any]) -> tuple[Tensor, list[Tensor]]:
+        """The times and history of a run in the graph's form, missing entries filled in."""
+        predictor, streams = self.state.predictor, self.state.streams
+        shapes = [tuple(self._size(size, inputs) for size in s.shape) for s in streams]
+        now = self._sample_times(inputs, shapes[0][0], streams[0].device)
+        history = run.history_times or [now]
+        missing = predictor.history - len(history)
+        times = torch.stack([now, *history, *[history[-1]] * missing])
+        arguments: list[Tensor] = []
+        for index, (stream, shape) in enumerate(zip(streams, shapes, strict=True)):
+            known = run.residuals[index] if run.residuals else []
+            if not known:
+                known = [torch.zeros(shape, dtype=stream.dtype, device=stream.device)]
+            arguments += [*known, *[known[-1]] * (predictor.history - len(known))]
+            if predictor.reads_inputs:
+                arguments.append(
+                    run.previous_inputs[index] if run.previous_inputs else known[0] * 0
+                )
+        return times, arguments
+
+    def _sample_times(self, inputs: Sequence[Any], batch: int, device: torch.device) -> Tensor:
+        """The timestep of every sample, float32 `[batch]`."""
+        values = [torch.as_tensor(inputs[index]) for index in self.state.clock.times]
+        total = torch.zeros(batch, device=device)
+        for value in values:
+            each = value.to(device=device, dtype=torch.float32)
+            # [batch, tokens]: one time a sample, that of its noisiest token.
+            each = each.flatten(1).amax(1) if each.dim() > 1 else each.flatten()
+            if each.numel() not in (1, batch):
+                each = each.mean().reshape(1)
+            total = total + each
+        return total
+
+    def _record(
+        self, run: Run, relation: Relation, compute: bool, times: Tensor, state: Sequence[Tensor]
+    ) -> None:
+        predictor = self.state.predictor
+        signals, per_stream = state[0], self.state.outputs_per_stream
+        residuals = [state[1 + i * per_stream] for i in range(len(self.state.streams))]
+        if predictor.reads_inputs:
+            run.previous_inputs = [state[2 + i * per_stream] for i in range(len(residuals))]
+        if compute:
+            run.last_computed = run.step
+            run.pending_signals = signals
+        if compute or predictor.keeps_predictions:
+            run.push(residuals, times, predictor.history)
+        if run.steps is not None and run.step >= run.steps - 1:
+            run.release()  # the run is over; a step after all would be computed
+
+
+def graphs_of(parameters: frozenset[int]) -> list[tuple[PadeGraph, _Model]]:
+    """The graphs and per-model records that belong to a model, by its parameters' ids."""
+    found = []
+    for graph in sorted(_graphs, key=lambda each: each.number):
+        for model in list(graph.models.values()):
+            owner = model.owner()
+            if owner is not None and id(owner) in parameters:
+                found.append((graph, model))
+    return found

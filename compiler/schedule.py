@@ -1,0 +1,191 @@
+"""Which steps of a sampling run are computed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ..kernels.errors import OptionError
+
+__all__ = [
+    "PRESETS",
+    "Auto",
+    "Full",
+    "Interval",
+    "Listed",
+    "Schedule",
+    "estimate_steps",
+    "parse_schedule",
+    "place",
+]
+
+# Share of the steps that each preset computes.
+PRESETS = {"quality": 0.5, "balanced": 0.4, "fast": 0.3}
+
+# Where the computed steps lie: early ones close together, later ones ever further apart. The
+# exponent is measured on the reference model (examples/fashion, `accel bench pade`).
+GROWTH = 1.7
+WARMUP = 3  # the first steps, from which the predictor learns its first ratio
+
+
+def place(steps: int, computed: int) -> tuple[int, ...]:
+    """`computed` of `steps` step numbers, the first `WARMUP` and the last among them.
+
+    >>> place(20, 8)
+    (0, 1, 2, 4, 7, 11, 15, 19)
+    """
+    computed = max(min(computed, steps), min(steps, WARMUP + 1))
+    if computed == steps:
+        return tuple(range(steps))
+    chosen = list(range(WARMUP))
+    for index in range(WARMUP, computed):
+        position = round((steps - 1) * (index / (computed - 1)) ** GROWTH)
+        # At least one further than the last, and leaving room for those that follow.
+        chosen.append(min(max(position, chosen[-1] + 1), steps - computed + index))
+    return tuple(chosen)
+
+
+def estimate_steps(times: Sequence[float]) -> int | None:
+    """How many steps a run will have, from the times of its first steps; None if they don't say.
+
+    Samplers space their times evenly in u = 1 - i / N, or shift that (Flux, SD3, Wan):
+    t = s u / (1 + (s - 1) u) up to a unit. With y_i = t_0 / t_i - 1 that gives
+    y_i = (1/s) i / (N - i), so two steps are enough for both unknowns. Times that rise are taken
+    to end at 1, or at 1000 where they pass 1.
+    """
+    if len(times) < 3:
+        return None
+    first = times[0]
+    if times[1] > first:
+        end = 1.0 if max(times) <= 1.0 else 1000.0
+        times = [end - time for time in times]
+        first = times[0]
+    last = len(times) - 1
+    if times[last] <= 0 or times[1] >= first or times[last] > times[1]:
+        return None
+    one, other = first / times[1] - 1, first / times[last] - 1
+    ratio = other / (last * one)
+    if ratio > 1:
+        steps = (ratio * last - 1) / (ratio - 1)
+    else:  # not of that family (or two calls a step, as Heun's): go on at the mean pace
+        steps = last + times[last] * last / (first - times[last])
+    return min(max(round(steps), last + 1), 1000)
+
+
+class Schedule(Protocol):
+    """Says which steps to compute."""
+
+    def computes(self, step: int, last: int, steps: int | None) -> bool:
+        """Whether to compute a step.
+
+        step: its number, from 0; last: the newest computed step (-1 if none); steps: how many the
+        run has, or will probably have; None if unknown.
+        """
+
+    def check(self, steps: int) -> None:
+        """Raise OptionError if the schedule makes no sense for a run of `steps` steps."""
+
+
+@dataclass(frozen=True)
+class Full:
+    """Always compute."""
+
+    def computes(self, step: int, last: int, steps: int | None) -> bool:
+        return True
+
+    def check(self, steps: int) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The first `warmup` steps, then every `interval`-th."""
+
+    interval: int
+    warmup: int = WARMUP
+
+    def __post_init__(self) -> None:
+        for name in ("interval", "warmup"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise OptionError(f"schedule {name} is {value!r}; it has to be a whole number >= 1")
+
+    def computes(self, step: int, last: int, steps: int | None) -> bool:
+        final = steps is not None and step == steps - 1
+        return step < self.warmup or (step - self.warmup + 1) % self.interval == 0 or final
+
+    def check(self, steps: int) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Exactly these steps; and all beyond the last listed one, which nobody planned for."""
+
+    listed: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(step, int) and step >= 0 for step in self.listed):
+            raise OptionError(f"schedule {list(self.listed)} has entries that are not steps >= 0")
+        if 0 not in self.listed:
+            raise OptionError(
+                f"schedule {list(self.listed)} leaves out step 0, but there is nothing to predict "
+                "the first step from: add 0"
+            )
+
+    def computes(self, step: int, last: int, steps: int | None) -> bool:
+        return step in self.listed or step > max(self.listed)
+
+    def check(self, steps: int) -> None:
+        if max(self.listed) >= steps:
+            raise OptionError(
+                f"the schedule computes step {max(self.listed)}, but the run has only {steps} "
+                f"steps (0 to {steps - 1})"
+            )
+
+
+@dataclass(frozen=True)
+class Auto:
+    """A share of the steps, placed by `place`; the step count is estimated where unknown."""
+
+    share: float
+
+    def placed(self, steps: int) -> tuple[int, ...]:
+        """The computed steps of a run of a known length."""
+        return place(steps, math.ceil(self.share * steps))
+
+    def computes(self, step: int, last: int, steps: int | None) -> bool:
+        if step < WARMUP or steps is None:
+            return True
+        placed = self.placed(steps)
+        following = [planned for planned in placed if planned > last]
+        # An estimate that changes from step to step must not stretch a gap: what counts is the
+        # distance from the newest computed step.
+        return step >= min(following, default=0)
+
+    def check(self, steps: int) -> None:
+        return None
+
+
+def parse_schedule(value: Any, preset: str) -> Schedule:
+    """The schedule that an option describes (see `PadeOptions.schedule`)."""
+    if value == "auto":
+        return Auto(PRESETS[preset])
+    if value == "full":
+        return Full()
+    if isinstance(value, Mapping):
+        unknown = set(value) - {"interval", "warmup"}
+        if unknown or "interval" not in value:
+            raise OptionError(
+                f"schedule {dict(value)} has to be {{'interval': N}} or "
+                "{'interval': N, 'warmup': W}"
+            )
+        return Interval(**value)
+    if isinstance(value, Sequence) and not isinstance(value, str) and len(value):
+        return Listed(tuple(value))
+    raise OptionError(
+        f"schedule {value!r} is none of 'auto', 'full', {{'interval': N, 'warmup': W}} and a "
+        "list of steps"
+    )

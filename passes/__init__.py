@@ -1,0 +1,22 @@
+"""The passes. Each is one file with one job; `PASSES` is the order in which they run."""
+
+from .base import GraphPass, PassResult, Program, Reason, Skip
+from .outline import OutlinePass
+from .pade import PadePass, StackState
+from .verify import verify
+
+__all__ = [
+    "PASSES",
+    "GraphPass",
+    "OutlinePass",
+    "PadePass",
+    "PassResult",
+    "Program",
+    "Reason",
+    "Skip",
+    "StackState",
+    "verify",
+]
+
+# Outlining comes last: the others read single operations, which it hides in subgraphs.
+PASSES = ("pade", "outline")

@@ -1,0 +1,103 @@
+"""What every pass shares: reasons, results and the graph that travels through the pipeline."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import inspect
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import fx
+
+from .graphs import mark_inputs
+
+__all__ = ["GraphPass", "PassResult", "Program", "Reason", "Skip", "source_digest"]
+
+
+class Reason(enum.Enum):
+    """Why a pass declined."""
+
+    OFF = "turned off"
+    NO_BLOCKS = "no repeated blocks"
+    NO_TIMESTEP = "no timestep"
+    NO_PARTNER = "no residual partner"
+    TRAINING = "training graph"
+    IMPURE = "side effects inside the region"
+    NOT_ISOMORPHIC = "blocks differ"
+    TOO_FEW = "too few blocks"
+    UNSUPPORTED_VALUE = "a value that cannot cross the region's border"
+
+
+@dataclass(frozen=True)
+class Skip:
+    """One thing that a pass looked at and left alone."""
+
+    reason: Reason
+    detail: str
+    node: str = ""
+
+    def __str__(self) -> str:
+        where = f" at {self.node}" if self.node else ""
+        return f"{self.reason.value}{where}: {self.detail}"
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass did to one graph. An empty `matched` means the graph is as it was."""
+
+    name: str
+    matched: tuple[str, ...] = ()
+    skipped: tuple[Skip, ...] = ()
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A graph on its way through the passes, with the state that was added so far.
+
+    The module's first `inputs` placeholders and first `outputs` results are the caller's, in the
+    caller's order; all that follow belong to `state`.
+    """
+
+    module: fx.GraphModule
+    inputs: int
+    outputs: int
+    training: bool
+    state: Any = None  # pade.StackState
+
+    @staticmethod
+    def capture(module: fx.GraphModule) -> Program:
+        """The program of a graph that Dynamo has just captured."""
+        mark_inputs(module.graph)
+        placeholders = module.graph.find_nodes(op="placeholder")
+        values = (node.meta.get("example_value") for node in placeholders)
+        needs_gradient = any(
+            isinstance(value, torch.Tensor) and value.requires_grad for value in values
+        )
+        (results,) = module.graph.output_node().args
+        return Program(
+            module=module,
+            inputs=len(placeholders),
+            outputs=len(results) if isinstance(results, (tuple, list)) else 1,
+            training=torch.is_grad_enabled() and needs_gradient,
+        )
+
+
+class GraphPass(Protocol):
+    """A rewrite. `run` returns the same program object if it changed nothing."""
+
+    @property
+    def name(self) -> str: ...
+
+    def run(self, program: Program) -> tuple[Program, PassResult]: ...
+
+
+def source_digest(*objects: Any) -> str:
+    """A hash of the source files in which `objects` are defined, for compile caches."""
+    digest = hashlib.sha256()
+    for file in sorted({inspect.getfile(item) for item in objects}):
+        with open(file, "rb") as stream:
+            digest.update(stream.read())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,355 @@
+"""Finding a model's stack of repeated blocks in its captured graph.
+
+Only the graph is read: the module paths that Dynamo leaves on nodes, and the data flow. There is
+no list of model names.
+
+1. A *stack* is a run of at least two modules of one class under one parent (`layers.0`,
+   `layers.1`, ...), each of which does a matrix product.
+2. A *region* is a run of one or more stacks (Flux: double, then single blocks). It has to have, for
+   each value that leaves it, a residual *partner*: the value that entered it and reached the end
+   through additions alone, so that `output - partner` is what the blocks have added.
+3. Everything that only the region needs (timestep embeddings inside blocks, text projections)
+   sinks into it; what others need too stays outside.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from .base import Reason, Skip
+from .graphs import (
+    ancestors,
+    descendants,
+    is_model_state,
+    is_pure,
+    live_outs,
+    module_path,
+    value_of,
+)
+
+__all__ = ["Block", "Region", "Stack", "Stream", "find_region", "find_stacks"]
+
+_MATRIX_PRODUCTS = {
+    "linear", "matmul", "bmm", "baddbmm", "addmm", "einsum", "scaled_dot_product_attention",
+    "conv1d", "conv2d", "conv3d",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Block:
+    """One module of a stack and its nodes, in graph order."""
+
+    path: str
+    nodes: tuple[fx.Node, ...]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Repeated modules under one parent, in order of execution."""
+
+    parent: str
+    class_name: str
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A value that leaves a region, and its residual partner that entered it.
+
+    additive: whether the partner was found along additions; otherwise it is the only entering
+        activation of that shape.
+    """
+
+    output: fx.Node
+    partner: fx.Node
+    additive: bool
+
+
+@dataclass(frozen=True)
+class Region:
+    """A run of stacks that can be replaced as a whole."""
+
+    stacks: tuple[Stack, ...]
+    nodes: tuple[fx.Node, ...]
+    streams: tuple[Stream, ...]
+
+    @property
+    def blocks(self) -> int:
+        return sum(len(stack.blocks) for stack in self.stacks)
+
+
+def _module_stack(node: fx.Node) -> list[tuple[str, str]]:
+    entries = (node.meta.get("nn_module_stack") or {}).values()
+    return [
+        (module_path(path), kind if isinstance(kind, str) else kind.__name__)
+        for path, kind in entries
+    ]
+
+
+def _members(node: fx.Node) -> Iterator[tuple[str, str, str]]:
+    """The enclosing list members of a node, outermost first: (parent, path, class name)."""
+    for path, kind in _module_stack(node):
+        parent, _, last = path.rpartition(".")
+        if last.isdigit() and parent:
+            yield parent, path, kind.rpartition(".")[2]
+
+
+def _is_matrix_product(node: fx.Node) -> bool:
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return node.op in ("call_function", "call_method") and name in _MATRIX_PRODUCTS
+
+
+def find_stacks(graph: fx.Graph) -> list[Stack]:
+    """The outermost stacks of a graph, in order of execution."""
+    members: dict[tuple[str, str], dict[str, list[fx.Node]]] = {}
+    for node in graph.nodes:
+        for parent, path, kind in _members(node):
+            members.setdefault((parent, kind), {}).setdefault(path, []).append(node)
+    stacks = {
+        key: blocks
+        for key, blocks in members.items()
+        if sum(any(map(_is_matrix_product, nodes)) for nodes in blocks.values()) >= 2
+    }
+    found = []
+    for (parent, kind), blocks in stacks.items():
+        nested = any(parent.startswith(path + ".") for other in stacks.values() for path in other)
+        if not nested:
+            listed = tuple(Block(path, tuple(nodes)) for path, nodes in blocks.items())
+            found.append(Stack(parent, kind, listed))
+    return found
+
+
+def _window(node: fx.Node) -> tuple[int, object, object] | None:
+    """(dimension, start, length) if `node` cuts one dimension of its input, else None."""
+    source = node.all_input_nodes[0]
+    if node.target is not operator.getitem:
+        if node.target in ("narrow", torch.narrow):
+            dim, start, length = node.args[1:4]
+            return dim % value_of(source).dim(), start, length
+        return None
+    index = node.args[1]
+    if isinstance(index, int) and not isinstance(value_of(source), torch.Tensor):
+        pieces, tensor = value_of(source), source.all_input_nodes[0]
+        if not isinstance(value_of(tensor), torch.Tensor):
+            return None
+        whole = value_of(tensor).shape
+        for dim, size in enumerate(whole):
+            lengths = [piece.shape[dim] for piece in pieces]
+            if len(pieces) > 1 and lengths[0] != size:
+                return dim, sum(lengths[:index]), lengths[index]
+        return None
+    if not isinstance(value_of(node), torch.Tensor):
+        return None
+    items = index if isinstance(index, tuple) else (index,)
+    before, after = value_of(source).shape, value_of(node).shape
+    if len(before) != len(after) or not all(isinstance(item, slice) for item in items):
+        return None
+    for dim, item in enumerate(items):
+        if before[dim] == after[dim]:
+            continue
+        if item.start is None:
+            return dim, 0, after[dim]
+        if item.stop is None:
+            return dim, before[dim] - after[dim], after[dim]
+        return None
+    return None
+
+
+def _additive_sources(output: fx.Node, inside: set[fx.Node]) -> list[fx.Node]:
+    """Values outside `inside` that reach `output` through additions and rearrangements alone."""
+    passing = {
+        "add", "add_", "iadd", "sub", "to", "type_as", "float", "half", "bfloat16", "contiguous",
+        "clone", "view", "reshape", "flatten", "unflatten", "permute", "transpose", "unsqueeze",
+        "squeeze", "dropout", "clip", "clamp", "nan_to_num", "where",
+    }  # fmt: skip
+    found: dict[fx.Node, None] = {}
+    seen: set[tuple[fx.Node, object]] = set()
+    todo: list[tuple[fx.Node, tuple[int, object, object] | None]] = [(output, None)]
+    while todo:
+        node, window = todo.pop()
+        if (node, window) in seen:
+            continue
+        seen.add((node, window))
+        if node not in inside:
+            found.setdefault(node)
+            continue
+        target = node.target
+        name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
+        sources = [n for n in node.all_input_nodes if isinstance(value_of(n), torch.Tensor)]
+        if name in ("cat", "concat", "concatenate"):
+            dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+            dim = dim % value_of(node).dim()
+            offset: object = 0
+            for source in sources:
+                length = value_of(source).shape[dim]
+                if window is None or (
+                    window[0] == dim and window[1] == offset and window[2] == length
+                ):
+                    todo.append((source, None))
+                offset = offset + length  # type: ignore[operator]
+        elif name in ("getitem", "narrow"):
+            source = node.all_input_nodes[0]
+            cut = _window(node)
+            if not isinstance(value_of(source), torch.Tensor):
+                # A piece of chunk, split or unbind; a block that returns a tuple is flattened.
+                producer = str(getattr(source.target, "__name__", source.target))
+                if producer not in ("chunk", "split", "split_with_sizes", "unbind", "tensor_split"):
+                    continue
+                source = source.all_input_nodes[0]
+            todo.append((source, cut if cut is not None else window))
+        elif name in passing:
+            # A reshape loses track of the cut; the shape test at the end still holds.
+            keeps = name in ("add", "add_", "iadd", "sub", "to", "contiguous", "clone", "dropout")
+            todo.extend((source, window if keeps else None) for source in sources)
+    return list(found)
+
+
+def _is_activation(node: fx.Node) -> bool:
+    value = value_of(node)
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() >= 2
+
+
+def _partner(output: fx.Node, inside: set[fx.Node], entering: Sequence[fx.Node]) -> Stream | Skip:
+    shape = value_of(output).shape
+
+    def fits(node: fx.Node) -> bool:
+        return _is_activation(node) and value_of(node).shape == shape and not is_model_state(node)
+
+    additive = [node for node in _additive_sources(output, inside) if fits(node)]
+    if len(additive) == 1:
+        return Stream(output, additive[0], additive=True)
+    if len(additive) > 1:
+        names = ", ".join(node.name for node in additive)
+        return Skip(
+            Reason.NO_PARTNER, f"several entering values add up to it: {names}", output.name
+        )
+    same_shape = [node for node in entering if fits(node)]
+    if len(same_shape) == 1:
+        return Stream(output, same_shape[0], additive=False)
+    return Skip(
+        Reason.NO_PARTNER,
+        f"no entering value reaches it by additions, and {len(same_shape)} entering activations "
+        f"have its shape {tuple(shape)} (exactly one is needed)",
+        output.name,
+    )
+
+
+def _closed(graph: fx.Graph, tagged: set[fx.Node]) -> set[fx.Node]:
+    """`tagged` and all nodes on paths between them (the glue between blocks)."""
+    return descendants(tagged) & ancestors(tagged)
+
+
+def _try_region(graph: fx.Graph, stacks: Sequence[Stack]) -> Region | Skip:
+    order = {node: position for position, node in enumerate(graph.nodes)}
+    tagged = {n for stack in stacks for block in stack.blocks for n in block.nodes}
+    tagged = {node for node in tagged if node.op not in ("placeholder", "get_attr", "output")}
+    closed = _closed(graph, tagged)
+    last_block = {n for n in stacks[-1].blocks[-1].nodes if n in closed}
+    dependent = descendants(last_block)
+
+    # 1. What leaves the last block, and what it was before the blocks.
+    entering = sorted(
+        {s for node in closed for s in node.all_input_nodes if s not in closed},
+        key=order.__getitem__,
+    )
+    leaving = [
+        node
+        for node in sorted(closed, key=order.__getitem__)
+        if node in dependent and any(user not in closed for user in node.users)
+    ]
+    if not leaving:
+        return Skip(Reason.NO_PARTNER, "nothing that the last block computes is used after it")
+    partners = []
+    for node in leaving:
+        if not _is_activation(node):
+            return Skip(
+                Reason.UNSUPPORTED_VALUE,
+                f"{type(value_of(node)).__name__} leaves the last block; only tensors of floating "
+                "point with a batch dimension can be predicted",
+                node.name,
+            )
+        stream = _partner(node, closed, entering)
+        if isinstance(stream, Skip):
+            return stream
+        partners.append(stream.partner)
+
+    # 2. The nodes that carry those streams, and whatever only they need.
+    carried = descendants(partners)
+    core = {node for node in closed if node in carried and node not in partners}
+    region = set(core)
+    for node in reversed(list(graph.nodes)):
+        sinks = (
+            node not in region
+            and node not in partners
+            and node.op not in ("placeholder", "output", "get_attr")
+            and node.users
+            and all(user in region for user in node.users)
+            and is_pure(node)
+        )
+        if sinks:
+            region.add(node)
+    nodes = tuple(sorted(region, key=order.__getitem__))
+
+    # 3. Sound? Every leaving value needs a partner, and nothing inside may have side effects.
+    for node in nodes:
+        if not is_pure(node):
+            return Skip(
+                Reason.IMPURE,
+                f"{node.format_node()} would run only on computed steps",
+                node.name,
+            )
+    streams = []
+    for node in live_outs(nodes):
+        if not _is_activation(node):
+            return Skip(
+                Reason.UNSUPPORTED_VALUE,
+                f"{type(value_of(node)).__name__} leaves the blocks and is used after them",
+                node.name,
+            )
+        found = _partner(node, region, entering)
+        if isinstance(found, Skip):
+            return found
+        if found.partner in region:
+            return Skip(Reason.NO_PARTNER, "its partner is computed by the blocks", node.name)
+        streams.append(found)
+    return Region(tuple(stacks), nodes, tuple(streams))
+
+
+def _cost(stacks: Sequence[Stack]) -> int:
+    """Matrix products under a run of stacks: a proxy for its share of the run time."""
+    return sum(
+        _is_matrix_product(node)
+        for stack in stacks
+        for block in stack.blocks
+        for node in block.nodes
+    )
+
+
+def find_region(graph: fx.Graph) -> tuple[Region | None, list[Skip]]:
+    """The largest run of stacks with a sound residual pairing, and why larger ones were refused."""
+    stacks = find_stacks(graph)
+    if not stacks:
+        detail = (
+            "no two modules of one class under one parent (as in layers.0, layers.1) that do a "
+            "matrix product were found"
+        )
+        return None, [Skip(Reason.NO_BLOCKS, detail)]
+    runs = [
+        stacks[start:stop]
+        for start in range(len(stacks))
+        for stop in range(start + 1, len(stacks) + 1)
+    ]
+    runs.sort(key=_cost, reverse=True)
+    refused = []
+    for run in runs:
+        found = _try_region(graph, run)
+        if isinstance(found, Region):
+            return found, refused
+        names = " + ".join(f"{stack.parent} ({len(stack.blocks)})" for stack in run)
+        refused.append(Skip(found.reason, f"{names}: {found.detail}", found.node))
+    return None, refused

@@ -1,0 +1,241 @@
+"""The outline pass: isomorphic blocks become calls of one shared subgraph.
+
+A compiler then lowers one block instead of N, so a cold start costs a fraction. The calls are
+torch's `invoke_subgraph`, which AOTAutograd and Inductor trace and compile once per subgraph, in
+inference and in training. Blocks inside a skip branch are outlined too.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_flatten
+
+from .base import PassResult, Program, Reason, Skip
+from .blocks import Block, find_stacks
+from .graphs import (
+    ancestors,
+    copy_module,
+    descendants,
+    extract,
+    gather,
+    is_pure,
+    live_ins,
+    live_outs,
+    submodule_name,
+    value_of,
+)
+
+__all__ = ["OutlinePass"]
+
+# Calls whose result shares memory with their input; a subgraph may not return such a value.
+_VIEWS = {
+    "view", "reshape", "transpose", "permute", "unsqueeze", "squeeze", "expand", "getitem", "chunk",
+    "split", "unbind", "flatten", "unflatten", "contiguous", "to", "float", "type_as", "detach",
+    "narrow", "select", "view_as", "expand_as", "movedim", "t", "T", "real", "imag",
+    "split_with_sizes", "tensor_split", "dropout", "identity", "alias", "swapaxes", "half",
+    "bfloat16", "double",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A block's nodes in graph order, with what crosses its border."""
+
+    path: str
+    nodes: tuple[fx.Node, ...]
+    inputs: tuple[fx.Node, ...]
+    outputs: tuple[fx.Node, ...]
+
+
+def _describe(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        parameter = isinstance(value, torch.nn.Parameter)
+        strides = tuple(map(str, value.stride()))
+        return ("tensor", tuple(map(str, value.shape)), strides, value.dtype, str(value.device),
+                value.requires_grad, parameter)  # fmt: skip
+    if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+        return ("symbol", str(value))
+    return ("other", type(value).__name__)
+
+
+def _fingerprint(piece: _Piece) -> tuple[Any, ...]:
+    """Equal for two pieces exactly if one subgraph can stand for both."""
+    number = {node: index for index, node in enumerate([*piece.inputs, *piece.nodes])}
+
+    def argument(value: Any) -> Any:
+        return ("node", number[value]) if isinstance(value, fx.Node) else repr(value)
+
+    lines = []
+    for node in piece.nodes:
+        flat, spec = tree_flatten((node.args, node.kwargs))
+        lines.append((node.op, str(node.target), tuple(map(argument, flat)), str(spec)))
+    borders = tuple(_describe(value_of(node)) for node in piece.inputs)
+    return (tuple(lines), borders, tuple(number[node] for node in piece.outputs))
+
+
+def _returns_input(piece: _Piece) -> fx.Node | None:
+    """An output that may share memory with an input, if there is one."""
+    inside = set(piece.nodes)
+    for output in piece.outputs:
+        node = output
+        while node in inside:
+            name = (
+                node.target
+                if isinstance(node.target, str)
+                else getattr(node.target, "__name__", "")
+            )
+            if name not in _VIEWS:
+                break
+            node = node.all_input_nodes[0]
+        else:
+            return output
+    return None
+
+
+def _longest_run(graph: fx.Graph, block: Block) -> list[fx.Node]:
+    """A block's largest unbroken run of calls.
+
+    A block's submodule may be called again after the stack (DiT's last layer borrows the first
+    block's timestep embedding); that second run is not part of the block.
+    """
+    members = set(block.nodes)
+    runs: list[list[fx.Node]] = [[]]
+    for node in graph.nodes:
+        if node.op not in ("call_function", "call_method"):
+            continue
+        if node in members:
+            runs[-1].append(node)
+        elif runs[-1]:
+            runs.append([])
+    return max(runs, key=len)
+
+
+def _piece(graph: fx.Graph, block: Block) -> _Piece | Skip:
+    """The part of a block that can be cut out as a function."""
+    tagged = _longest_run(graph, block)
+    inside = set(tagged)
+    closed = descendants(inside) & ancestors(inside)
+    stray = closed - inside
+    if stray:
+        names = ", ".join(sorted(node.name for node in stray)[:3])
+        return Skip(
+            Reason.NOT_ISOMORPHIC,
+            f"{block.path} is interleaved with other code ({names})",
+            min(stray).name,
+        )
+    for node in tagged:
+        if not is_pure(node):
+            return Skip(Reason.IMPURE, f"{block.path}: {node.format_node()}", node.name)
+    nodes = tuple(tagged)
+    piece = _Piece(block.path, nodes, tuple(live_ins(nodes)), tuple(live_outs(nodes)))
+    for node in piece.outputs:
+        if not isinstance(value_of(node), Tensor):
+            return Skip(
+                Reason.UNSUPPORTED_VALUE,
+                f"{block.path} hands on a {type(value_of(node)).__name__}",
+                node.name,
+            )
+    aliased = _returns_input(piece)
+    if aliased is not None:
+        detail = f"{block.path} hands on a view of one of its inputs"
+        return Skip(Reason.UNSUPPORTED_VALUE, detail, aliased.name)
+    return piece
+
+
+def _modules(module: fx.GraphModule) -> Iterator[fx.GraphModule]:
+    """A graph module and the branches that its graph refers to."""
+    yield module
+    for node in module.graph.find_nodes(op="get_attr"):
+        child = getattr(module, str(node.target), None)
+        if isinstance(child, fx.GraphModule):
+            yield from _modules(child)
+
+
+@dataclass(frozen=True)
+class OutlinePass:
+    """Replace isomorphic blocks by calls of one subgraph."""
+
+    minimum: int = 2
+    name: str = "outline"
+
+    def run(self, program: Program) -> tuple[Program, PassResult]:
+        """See the module's docstring. Blocks that differ stay as they are."""
+        module, _ = copy_module(program.module)
+        matched: list[str] = []
+        skipped: list[Skip] = []
+        calls = 0
+        for part in list(_modules(module)):
+            for parent, pieces, refused in self._groups(part.graph):
+                skipped += refused
+                for group in pieces:
+                    self._outline(part, group)
+                    matched.append(f"{parent} ({len(group)} blocks)")
+                    calls += len(group)
+            part.recompile()
+        if not matched:
+            if not skipped:
+                skipped.append(Skip(Reason.NO_BLOCKS, "no stack of two or more equal blocks"))
+            return program, PassResult(self.name, skipped=tuple(skipped))
+        details = {"calls": calls, "subgraphs": len(matched)}
+        result = PassResult(self.name, tuple(matched), tuple(skipped), details)
+        return replace(program, module=module), result
+
+    def _groups(self, graph: fx.Graph) -> Iterator[tuple[str, list[list[_Piece]], list[Skip]]]:
+        for stack in find_stacks(graph):
+            refused: list[Skip] = []
+            groups: dict[tuple[Any, ...], list[_Piece]] = {}
+            for block in stack.blocks:
+                piece = _piece(graph, block)
+                if isinstance(piece, Skip):
+                    refused.append(piece)
+                else:
+                    groups.setdefault(_fingerprint(piece), []).append(piece)
+            kept = [group for group in groups.values() if len(group) >= self.minimum]
+            lone = [group[0].path for group in groups.values() if len(group) < self.minimum]
+            if lone:
+                detail = f"no other block equals {', '.join(lone)}"
+                refused.append(Skip(Reason.NOT_ISOMORPHIC, detail))
+            yield stack.parent, kept, refused
+
+    def _outline(self, module: fx.GraphModule, group: list[_Piece]) -> None:
+        graph, first = module.graph, group[0]
+        attribute = submodule_name(module, "accel_block")
+        body = extract(
+            module,
+            first.nodes,
+            first.inputs,
+            lambda _, mapping: [mapping[n] for n in first.outputs],
+        )
+        setattr(module, attribute, body)
+        for piece in group:
+            gather(graph, piece.nodes)
+            with graph.inserting_after(piece.nodes[-1]):
+                reference = graph.get_attr(attribute)
+            with graph.inserting_after(reference):
+                call = graph.call_function(
+                    torch.ops.higher_order.invoke_subgraph,
+                    # Read again: an earlier call has replaced what this block reads.
+                    (reference, attribute, *live_ins(piece.nodes)),
+                )
+            call.meta = {
+                "example_value": tuple(value_of(node) for node in piece.outputs),
+                "nn_module_stack": piece.nodes[-1].meta.get("nn_module_stack"),
+            }
+            anchor = call
+            inside = set(piece.nodes)
+            for index, output in enumerate(piece.outputs):
+                with graph.inserting_after(anchor):
+                    anchor = graph.call_function(operator.getitem, (call, index))
+                anchor.meta = {"example_value": value_of(output)}
+                replacement = anchor
+                output.replace_all_uses_with(
+                    replacement, delete_user_cb=lambda user, inside=inside: user not in inside
+                )
+            for node in reversed(piece.nodes):
+                graph.erase_node(node)

@@ -1,0 +1,125 @@
+"""The graph verifier: what must hold after every rewrite."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..kernels.errors import VerificationError
+from .base import Program
+from .graphs import fake_mode, value_of
+
+__all__ = ["verify"]
+
+
+def _fail(pass_name: str, what: str) -> VerificationError:
+    return VerificationError(
+        f"the pass {pass_name!r} broke the graph: {what}. This is a bug in accel; turning the pass "
+        f"off (options={{{pass_name!r}: False}}) avoids it"
+    )
+
+
+def _results(module: fx.GraphModule) -> tuple[Any, ...]:
+    (results,) = module.graph.output_node().args
+    return tuple(results) if isinstance(results, (tuple, list)) else (results,)
+
+
+def _same(left: Any, right: Any) -> bool:
+    if isinstance(left, Tensor) and isinstance(right, Tensor):
+        return (
+            tuple(map(str, left.shape)) == tuple(map(str, right.shape))
+            and left.dtype == right.dtype
+            and left.device == right.device
+        )
+    return type(left) is type(right)
+
+
+def _check_calls(module: fx.GraphModule, pass_name: str) -> None:
+    """Branches and subgraphs get the operands that they take, and return what is read."""
+    for node in module.graph.nodes:
+        if node.op == "get_attr" and not _has_attribute(module, str(node.target)):
+            raise _fail(pass_name, f"{node.name} refers to {node.target}, which does not exist")
+        if node.op != "call_function":
+            continue
+        if node.target is torch.ops.higher_order.cond:
+            branches, operands = node.args[1:3], node.args[3]
+        elif node.target is torch.ops.higher_order.invoke_subgraph:
+            branches, operands = node.args[:1], node.args[2:]
+        else:
+            continue
+        counts = set()
+        for reference in branches:
+            branch = getattr(module, str(reference.target))
+            taken = branch.graph.find_nodes(op="placeholder")
+            if len(taken) != len(operands):
+                raise _fail(
+                    pass_name, f"{node.name} passes {len(operands)} operands, not {len(taken)}"
+                )
+            counts.add(len(_results(branch)))
+            branch.graph.lint()
+            _check_calls(branch, pass_name)
+        if len(counts) != 1:
+            raise _fail(pass_name, f"the branches of {node.name} return {counts} values")
+        (count,) = counts
+        for user in node.users:
+            if user.target is operator.getitem and user.args[1] >= count:
+                raise _fail(pass_name, f"{user.name} reads past the results of {node.name}")
+
+
+def _has_attribute(module: Any, path: str) -> bool:
+    for part in path.split("."):
+        if not hasattr(module, part):
+            return False
+        module = getattr(module, part)
+    return True
+
+
+def verify(before: Program, after: Program, pass_name: str, deep: bool = False) -> None:
+    """Raise VerificationError if a rewrite broke an invariant.
+
+    Always: the graph is well formed; the caller's inputs and outputs are the same, in the same
+    order; branches match their operands; state tensors are inputs and outputs of their own.
+    deep: also run the rewritten graph on fake tensors and compare the results' shapes and types.
+    """
+    module = after.module
+    try:
+        module.graph.lint()
+    except RuntimeError as error:
+        raise _fail(pass_name, str(error)) from error
+    placeholders = module.graph.find_nodes(op="placeholder")
+    expected = before.module.graph.find_nodes(op="placeholder")
+    for old, new in zip(expected, placeholders, strict=False):
+        if old.name != new.name:
+            raise _fail(pass_name, f"input {old.name} became {new.name}")
+    if len(placeholders) < len(expected):
+        raise _fail(pass_name, f"{len(expected)} inputs became {len(placeholders)}")
+    results, wanted = _results(module), _results(before.module)[: before.outputs]
+    for old, new in zip(wanted, results, strict=False):
+        if isinstance(old, fx.Node) != isinstance(new, fx.Node) or (
+            isinstance(old, fx.Node) and not _same(value_of(old), value_of(new))
+        ):
+            raise _fail(pass_name, f"output {old} became {new}, which is not like it")
+    if len(results) < len(wanted):
+        raise _fail(pass_name, f"{len(wanted)} outputs became {len(results)}")
+    added = [node for node in results[after.outputs :] if isinstance(node, fx.Node)]
+    aliased = [node.name for node in added if node.op == "placeholder"]
+    if aliased:
+        raise _fail(pass_name, f"state output {aliased[0]} is an input")
+    _check_calls(module, pass_name)
+    if deep:
+        _run_on_fakes(module, pass_name)
+
+
+def _run_on_fakes(module: fx.GraphModule, pass_name: str) -> None:
+    values = [value_of(node) for node in module.graph.find_nodes(op="placeholder")]
+    with fake_mode(module.graph):
+        try:
+            outcome = fx.Interpreter(module).run(*values)
+        except Exception as error:
+            raise _fail(pass_name, f"it does not run: {error}") from error
+    for node, value in zip(_results(module), outcome, strict=True):
+        if isinstance(node, fx.Node) and not _same(value_of(node), value):
+            raise _fail(pass_name, f"{node.name} is not what it says")
