@@ -6,6 +6,7 @@ import logging
 
 from torch import fx
 
+from ..kernels.errors import VerificationError
 from ..kernels.predictors import resolve
 from ..passes import (
     PASSES,
@@ -46,7 +47,15 @@ def rewrite(module: fx.GraphModule, options: Options) -> tuple[Program, tuple[Pa
             continue
         rewritten, result = graph_pass.run(program)
         if rewritten is not program:
-            verify(program, rewritten, name, deep=options.verify)
+            try:
+                verify(program, rewritten, name, deep=options.verify)
+            except VerificationError as error:
+                if options.verify:
+                    raise
+                # The graph before the pass is sound: go on with it, and say so.
+                log.warning("%s", error)
+                rewritten = program
+                result = PassResult(name, skipped=(Skip(Reason.BROKEN, str(error)),))
         program = rewritten
         results.append(result)
         log.debug("%s: matched %s, skipped %s", name, result.matched, result.skipped)

@@ -27,7 +27,6 @@ class GraphReport:
 
     calls: int
     results: tuple[PassResult, ...]
-    inductor_flops: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,7 @@ class Report:
 
     graphs: tuple[GraphReport, ...]
     options: Options
+    fullgraph: bool
 
     @property
     def passes(self) -> dict[str, PassReport]:
@@ -62,7 +62,11 @@ class Report:
         return reports
 
     def __str__(self) -> str:
-        lines = [f"{len(self.graphs)} graph(s)"]
+        lines = [
+            "one graph (fullgraph=True)"
+            if self.fullgraph
+            else f"{len(self.graphs)} graphs: torch.compile can't capture this model as one"
+        ]
         for name, report in self.passes.items():
             lines.append(
                 f"{name}: {'matched ' + '; '.join(report.matched) if report.matched else 'nothing'}"
@@ -110,8 +114,14 @@ def explain(
         return module.forward
 
     original = getattr(model, "_orig_mod", model)
-    torch.compile(original, backend=collect)(*args, **kwargs)
-    return Report(tuple(graphs), parsed)
+    one_graph = True
+    try:
+        torch.compile(original, backend=collect, fullgraph=True)(*args, **kwargs)
+    except torch._dynamo.exc.Unsupported:
+        one_graph = False
+        graphs.clear()
+        torch.compile(original, backend=collect)(*args, **kwargs)
+    return Report(tuple(graphs), parsed, one_graph)
 
 
 @dataclass(frozen=True)

@@ -212,7 +212,8 @@ class PadeGraph:
         """The times and history of a run in the graph's form, missing entries filled in."""
         predictor, streams = self.state.predictor, self.state.streams
         shapes = [tuple(self._size(size, inputs) for size in s.shape) for s in streams]
-        now = self._sample_times(inputs, shapes[0][0], streams[0].device)
+        batch = self._size(self.state.batch, inputs)
+        now = self._sample_times(inputs, batch, streams[0].device)
         history = run.history_times or [now]
         missing = predictor.history - len(history)
         times = torch.stack([now, *history, *[history[-1]] * missing])

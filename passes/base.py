@@ -27,6 +27,7 @@ class Reason(enum.Enum):
     IMPURE = "side effects inside the region"
     NOT_ISOMORPHIC = "blocks differ"
     TOO_FEW = "too few blocks"
+    BROKEN = "failed verification"
     UNSUPPORTED_VALUE = "a value that cannot cross the region's border"
 
 

@@ -14,6 +14,7 @@ no list of model names.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,20 +25,22 @@ from torch import fx
 from .base import Reason, Skip
 from .graphs import (
     ancestors,
+    call_name,
     descendants,
+    hint,
+    is_data_dependent,
     is_model_state,
     is_pure,
+    live_ins,
     live_outs,
     module_path,
+    unsafe_effect,
     value_of,
 )
 
 __all__ = ["Block", "Region", "Stack", "Stream", "find_region", "find_stacks"]
 
-_MATRIX_PRODUCTS = {
-    "linear", "matmul", "bmm", "baddbmm", "addmm", "einsum", "scaled_dot_product_attention",
-    "conv1d", "conv2d", "conv3d",
-}  # fmt: skip
+SMALL = 0.05  # a stack below this share of the largest one's work bounds no region
 
 
 @dataclass(frozen=True)
@@ -99,9 +102,25 @@ def _members(node: fx.Node) -> Iterator[tuple[str, str, str]]:
             yield parent, path, kind.rpartition(".")[2]
 
 
-def _is_matrix_product(node: fx.Node) -> bool:
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return node.op in ("call_function", "call_method") and name in _MATRIX_PRODUCTS
+def flops(node: fx.Node) -> int:
+    """Multiplications and additions of a matrix product, at the captured sizes; 0 for others."""
+    inputs = [n for n in node.all_input_nodes if isinstance(value_of(n), torch.Tensor)]
+    if node.op not in ("call_function", "call_method") or len(inputs) < 2:
+        return 0
+    name, result = call_name(node), value_of(node)
+    if not isinstance(result, torch.Tensor):
+        return 0
+    left, right = ([hint(size) for size in value_of(n).shape] for n in inputs[:2])
+    size = math.prod(map(hint, result.shape))
+    if name in ("linear", "matmul", "bmm", "einsum", "__matmul__", "mm"):
+        return 2 * size * (left[-1] if left else 1)
+    if name in ("addmm", "baddbmm"):
+        return 2 * size * right[-1]
+    if name == "scaled_dot_product_attention" or "attention" in name:
+        return 4 * size * right[-2]
+    if name.startswith("conv"):
+        return 2 * size * math.prod(right[1:])
+    return 0
 
 
 def find_stacks(graph: fx.Graph) -> list[Stack]:
@@ -113,7 +132,7 @@ def find_stacks(graph: fx.Graph) -> list[Stack]:
     stacks = {
         key: blocks
         for key, blocks in members.items()
-        if sum(any(map(_is_matrix_product, nodes)) for nodes in blocks.values()) >= 2
+        if sum(any(map(flops, nodes)) for nodes in blocks.values()) >= 2
     }
     found = []
     for (parent, kind), blocks in stacks.items():
@@ -121,7 +140,8 @@ def find_stacks(graph: fx.Graph) -> list[Stack]:
         if not nested:
             listed = tuple(Block(path, tuple(nodes)) for path, nodes in blocks.items())
             found.append(Stack(parent, kind, listed))
-    return found
+    order = {node: position for position, node in enumerate(graph.nodes)}
+    return sorted(found, key=lambda stack: order[stack.blocks[-1].nodes[-1]])
 
 
 def _window(node: fx.Node) -> tuple[int, object, object] | None:
@@ -160,26 +180,30 @@ def _window(node: fx.Node) -> tuple[int, object, object] | None:
     return None
 
 
-def _additive_sources(output: fx.Node, inside: set[fx.Node]) -> list[fx.Node]:
-    """Values outside `inside` that reach `output` through additions and rearrangements alone."""
+def _additive_sources(output: fx.Node, inside: set[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
+    """Values outside `inside` that reach `output` through additions and rearrangements alone.
+
+    With each, the inside nodes that read it on such a path.
+    """
     passing = {
         "add", "add_", "iadd", "sub", "to", "type_as", "float", "half", "bfloat16", "contiguous",
         "clone", "view", "reshape", "flatten", "unflatten", "permute", "transpose", "unsqueeze",
         "squeeze", "dropout", "clip", "clamp", "nan_to_num", "where",
     }  # fmt: skip
-    found: dict[fx.Node, None] = {}
+    found: dict[fx.Node, list[fx.Node]] = {}
     seen: set[tuple[fx.Node, object]] = set()
-    todo: list[tuple[fx.Node, tuple[int, object, object] | None]] = [(output, None)]
+    todo: list[tuple[fx.Node, tuple[int, object, object] | None, fx.Node]] = [
+        (output, None, output)
+    ]
     while todo:
-        node, window = todo.pop()
+        node, window, reader = todo.pop()
+        if node not in inside:
+            found.setdefault(node, []).append(reader)
+            continue
         if (node, window) in seen:
             continue
         seen.add((node, window))
-        if node not in inside:
-            found.setdefault(node)
-            continue
-        target = node.target
-        name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
+        name = call_name(node)
         sources = [n for n in node.all_input_nodes if isinstance(value_of(n), torch.Tensor)]
         if name in ("cat", "concat", "concatenate"):
             dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
@@ -190,28 +214,36 @@ def _additive_sources(output: fx.Node, inside: set[fx.Node]) -> list[fx.Node]:
                 if window is None or (
                     window[0] == dim and window[1] == offset and window[2] == length
                 ):
-                    todo.append((source, None))
+                    todo.append((source, None, node))
                 offset = offset + length  # type: ignore[operator]
         elif name in ("getitem", "narrow"):
             source = node.all_input_nodes[0]
             cut = _window(node)
             if not isinstance(value_of(source), torch.Tensor):
                 # A piece of chunk, split or unbind; a block that returns a tuple is flattened.
-                producer = str(getattr(source.target, "__name__", source.target))
+                producer = call_name(source)
                 if producer not in ("chunk", "split", "split_with_sizes", "unbind", "tensor_split"):
                     continue
                 source = source.all_input_nodes[0]
-            todo.append((source, cut if cut is not None else window))
+            todo.append((source, cut if cut is not None else window, node))
         elif name in passing:
             # A reshape loses track of the cut; the shape test at the end still holds.
             keeps = name in ("add", "add_", "iadd", "sub", "to", "contiguous", "clone", "dropout")
-            todo.extend((source, window if keeps else None) for source in sources)
-    return list(found)
+            todo.extend((source, window if keeps else None, node) for source in sources)
+    return found
+
+
+def _crosses(node: fx.Node) -> bool:
+    """Whether a value can be an operand of a branch."""
+    return isinstance(value_of(node), (torch.Tensor, torch.SymInt, int))
 
 
 def _is_activation(node: fx.Node) -> bool:
     value = value_of(node)
-    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() >= 2
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.dim() < 2:
+        return False
+    # A size that depends on data can't be known before the step, when the state is made.
+    return not any(map(is_data_dependent, value.shape))
 
 
 def _partner(output: fx.Node, inside: set[fx.Node], entering: Sequence[fx.Node]) -> Stream | Skip:
@@ -220,10 +252,19 @@ def _partner(output: fx.Node, inside: set[fx.Node], entering: Sequence[fx.Node])
     def fits(node: fx.Node) -> bool:
         return _is_activation(node) and value_of(node).shape == shape and not is_model_state(node)
 
-    additive = [node for node in _additive_sources(output, inside) if fits(node)]
-    if len(additive) == 1:
+    order = {node: position for position, node in enumerate(output.graph.nodes)}
+
+    def entrance(found: tuple[fx.Node, list[fx.Node]]) -> tuple[int, int]:
+        return min(order[reader] for reader in found[1]), len(set(found[1]))
+
+    candidates = _additive_sources(output, inside).items()
+    ranked = sorted((found for found in candidates if fits(found[0])), key=entrance)
+    additive = [node for node, _ in ranked]
+    # Hints and position embeddings are added along the way; the stream itself entered first, and
+    # once.
+    if len(ranked) == 1 or (len(ranked) > 1 and entrance(ranked[0]) < entrance(ranked[1])):
         return Stream(output, additive[0], additive=True)
-    if len(additive) > 1:
+    if additive:
         names = ", ".join(node.name for node in additive)
         return Skip(
             Reason.NO_PARTNER, f"several entering values add up to it: {names}", output.name
@@ -293,17 +334,32 @@ def _try_region(graph: fx.Graph, stacks: Sequence[Stack]) -> Region | Skip:
         )
         if sinks:
             region.add(node)
+    # Only tensors and sizes may cross the border: pieces of a tuple are taken outside.
+    for node in list(region):
+        source = node.all_input_nodes[0] if node.target is operator.getitem else None
+        if source is not None and source not in region and not _crosses(source):
+            region.discard(node)
     nodes = tuple(sorted(region, key=order.__getitem__))
 
     # 3. Sound? Every leaving value needs a partner, and nothing inside may have side effects.
     for node in nodes:
-        if not is_pure(node):
-            return Skip(
-                Reason.IMPURE,
-                f"{node.format_node()} would run only on computed steps",
-                node.name,
-            )
+        value = value_of(node)
+        sizes = value.shape if isinstance(value, torch.Tensor) else [value]
+        if any(map(is_data_dependent, sizes)):
+            detail = "a size inside the blocks depends on data, which a branch can't hide"
+            return Skip(Reason.UNSUPPORTED_VALUE, detail, node.name)
+    effect = unsafe_effect(nodes, graph)
+    if effect is not None:
+        return Skip(
+            Reason.IMPURE,
+            f"{effect.format_node()} has an effect beyond the blocks",
+            effect.name,
+        )
     streams = []
+    for node in [*live_ins(nodes), *live_outs(nodes)]:
+        if not _crosses(node):
+            kind = type(value_of(node)).__name__
+            return Skip(Reason.UNSUPPORTED_VALUE, f"a {kind} crosses the border", node.name)
     for node in live_outs(nodes):
         if not _is_activation(node):
             return Skip(
@@ -321,13 +377,7 @@ def _try_region(graph: fx.Graph, stacks: Sequence[Stack]) -> Region | Skip:
 
 
 def _cost(stacks: Sequence[Stack]) -> int:
-    """Matrix products under a run of stacks: a proxy for its share of the run time."""
-    return sum(
-        _is_matrix_product(node)
-        for stack in stacks
-        for block in stack.blocks
-        for node in block.nodes
-    )
+    return sum(flops(node) for stack in stacks for block in stack.blocks for node in block.nodes)
 
 
 def find_region(graph: fx.Graph) -> tuple[Region | None, list[Skip]]:
@@ -339,6 +389,9 @@ def find_region(graph: fx.Graph) -> tuple[Region | None, list[Skip]]:
             "matrix product were found"
         )
         return None, [Skip(Reason.NO_BLOCKS, detail)]
+    # Small stacks (embedders, refiners) may sink into the region, but need not bound it.
+    largest = max(_cost([stack]) for stack in stacks)
+    stacks = [stack for stack in stacks if _cost([stack]) >= SMALL * largest]
     runs = [
         stacks[start:stop]
         for start in range(len(stacks))

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from .blocks import Region
-from .graphs import ancestors, is_model_state, value_of
+from .graphs import ancestors, call_name, is_model_state, value_of
 
 __all__ = ["Clock", "find_clock"]
 
@@ -44,10 +44,6 @@ class Clock:
     conditions: tuple[int, ...]
 
 
-def _name(node: fx.Node) -> str:
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-
-
 def _reaches_layer(sine: fx.Node) -> bool:
     seen, todo = set(), [sine]
     while todo:
@@ -56,9 +52,9 @@ def _reaches_layer(sine: fx.Node) -> bool:
             if user in seen or user.op not in ("call_function", "call_method"):
                 continue
             seen.add(user)
-            if _name(user) in _LAYERS and user.args and user.args[0] is node:
+            if call_name(user) in _LAYERS and user.args and user.args[0] is node:
                 return True
-            if _name(user) in _AFTER_SINE:
+            if call_name(user) in _AFTER_SINE:
                 todo.append(user)
     return False
 
@@ -75,7 +71,7 @@ def _embedded_inputs(sine: fx.Node) -> set[fx.Node]:
             scalar = isinstance(value, (torch.SymInt, torch.SymFloat, int, float))
             if scalar or (isinstance(value, torch.Tensor) and value.dim() <= 2):
                 found.add(node)
-        elif _name(node) in _BEFORE_SINE:
+        elif call_name(node) in _BEFORE_SINE:
             todo.extend(node.all_input_nodes)
     return found
 
@@ -100,7 +96,7 @@ def find_clock(graph: fx.Graph, region: Region) -> Clock:
     sizes = _shape_symbols(placeholders)
     timed: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.op in ("call_function", "call_method") and _name(node) in ("sin", "cos"):
+        if node.op in ("call_function", "call_method") and call_name(node) in ("sin", "cos"):
             inputs = _embedded_inputs(node) - sizes
             if inputs and _reaches_layer(node):
                 timed |= inputs

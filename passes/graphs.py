@@ -13,22 +13,29 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 __all__ = [
+    "VIEWS",
     "add_placeholder",
     "ancestors",
     "copy_module",
+    "call_name",
     "descendants",
     "extract",
     "fake_mode",
     "gather",
     "hint",
     "inline",
+    "is_data_dependent",
     "is_model_state",
+    "is_module_reference",
     "is_pure",
     "live_ins",
     "live_outs",
     "mark_inputs",
     "module_path",
+    "mutated",
+    "storage_root",
     "submodule_name",
+    "unsafe_effect",
     "value_of",
 ]
 
@@ -36,9 +43,17 @@ _IMPURE_FUNCTIONS = {
     torch._C._set_grad_enabled,
     torch._assert,
     torch._assert_async,
-    operator.setitem,
     operator.delitem,
 }
+_RANDOM = {
+    "rand", "randn", "rand_like", "randn_like", "randint", "bernoulli", "multinomial", "normal",
+    "randperm",
+}  # fmt: skip
+IN_PLACE_OPERATORS = frozenset(
+    {"iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "iand", "ior", "ixor", "imatmul"}
+)
+IN_PLACE_METHODS = IN_PLACE_OPERATORS | {"add_", "mul_", "sub_", "div_", "copy_", "fill_", "zero_",
+                                         "cumsum_", "clamp_", "relu_", "silu_"}  # fmt: skip
 
 
 def value_of(node: fx.Node) -> Any:
@@ -86,25 +101,96 @@ def is_pure(node: fx.Node) -> bool:
     """Whether a node only computes its result (no randomness, mutation or global effect)."""
     if node.op in ("placeholder", "get_attr", "output"):
         return True
-    if node.op == "call_method":
-        name = str(node.target)
-        in_place = name.endswith("_") and not name.endswith("__")
-        return not in_place and not name.startswith(("bernoulli", "normal_", "uniform_"))
-    if node.op != "call_function":
+    if node.op not in ("call_function", "call_method"):
         return False
-    name = getattr(node.target, "__name__", str(node.target))
-    if node.target in _IMPURE_FUNCTIONS or "autocast" in name:
+    name = call_name(node)
+    if node.target in _IMPURE_FUNCTIONS or name in _RANDOM:
         return False
-    if name in ("rand", "randn", "rand_like", "randn_like", "randint", "bernoulli", "multinomial"):
-        return False
-    in_place_operator = getattr(operator, name, None) is node.target and (
-        name.startswith("i") and name[1:] in ("add", "sub", "mul", "truediv", "and", "or", "xor")
+    if "autocast" in name or "vmap" in name or "batch_dim" in name:
+        return False  # they open and close a scope
+    return mutated(node) is None
+
+
+# Calls whose result may share memory with their first input.
+VIEWS = frozenset({
+    "view", "reshape", "transpose", "permute", "unsqueeze", "squeeze", "expand", "getitem", "chunk",
+    "split", "unbind", "flatten", "unflatten", "contiguous", "to", "float", "type_as", "detach",
+    "narrow", "select", "view_as", "expand_as", "movedim", "t", "T", "real", "imag", "getattr",
+    "split_with_sizes", "tensor_split", "dropout", "identity", "alias", "swapaxes", "half",
+    "bfloat16", "double", "view_as_real", "view_as_complex", "moveaxis", "swapdims", "mT",
+})  # fmt: skip
+
+
+def call_name(node: fx.Node) -> str:
+    """The plain name of what a node calls, whether function or method."""
+    target = node.target
+    return target if isinstance(target, str) else getattr(target, "__name__", str(target))
+
+
+def storage_root(node: fx.Node) -> fx.Node:
+    """The node whose memory `node` may be a view of (itself, where it is no view)."""
+    while node.op.startswith("call") and call_name(node) in VIEWS | IN_PLACE_METHODS:
+        if not node.all_input_nodes:
+            break
+        node = node.all_input_nodes[0]
+    return node
+
+
+def mutated(node: fx.Node) -> fx.Node | None:
+    """The tensor that a node changes in place; None where it changes nothing."""
+    if node.op not in ("call_function", "call_method") or not node.all_input_nodes:
+        return None
+    name = call_name(node)
+    in_place = name == "setitem" or (
+        isinstance(value_of(node.all_input_nodes[0]), torch.Tensor)
+        and (
+            name in IN_PLACE_METHODS
+            or (node.op == "call_method" and name.endswith("_") and not name.endswith("__"))
+            or (
+                node.op == "call_function"
+                and name.endswith("_")
+                and not name.startswith("_")
+                and getattr(operator, name, None) is not node.target
+            )
+            or (name in IN_PLACE_OPERATORS and getattr(operator, name) is node.target)
+            or node.kwargs.get("inplace") is True
+        )
     )
-    if in_place_operator and isinstance(value_of(node.all_input_nodes[0]), torch.Tensor):
-        return False
-    if name.endswith("_") and not name.endswith("__"):
-        return False
-    return node.kwargs.get("inplace") is not True and node.kwargs.get("out") is None
+    if in_place:
+        return node.all_input_nodes[0]
+    out = node.kwargs.get("out")
+    return out if isinstance(out, fx.Node) else None
+
+
+def unsafe_effect(region: Sequence[fx.Node], graph: fx.Graph) -> fx.Node | None:
+    """A node because of which a region can't be cut out, if there is one.
+
+    That is: randomness or a global effect inside; a change in place of anything that the region
+    did not make itself; and a change, outside, of anything that it reads.
+    """
+    inside = set(region)
+    for node in region:
+        target = mutated(node)
+        if target is None and not is_pure(node):
+            return node
+        if target is not None and storage_root(target) not in inside:
+            return node
+    order = {node: position for position, node in enumerate(graph.nodes)}
+    readers: dict[fx.Node, int] = {}
+    for node in region:
+        for source in node.all_input_nodes:
+            root = storage_root(source)
+            readers[root] = min(order[node], readers.get(root, order[node]))
+    dependent = descendants(region)
+    for node in graph.nodes:
+        target = None if node in inside else mutated(node)
+        if target is None or not order[region[0]] < order[node] < order[region[-1]]:
+            continue
+        # `gather` moves it before the region, or behind it where it depends on the region.
+        root = storage_root(target)
+        if root in readers and (node in dependent or readers[root] < order[node]):
+            return node
+    return None
 
 
 def descendants(roots: Iterable[fx.Node]) -> set[fx.Node]:
@@ -129,13 +215,21 @@ def ancestors(roots: Iterable[fx.Node]) -> set[fx.Node]:
     return found
 
 
+def is_module_reference(node: fx.Node) -> bool:
+    """Whether a node names a subgraph (a mask function of flex attention, say), not a value."""
+    owner = node.graph.owning_module
+    return node.op == "get_attr" and isinstance(
+        getattr(owner, str(node.target), None), torch.nn.Module
+    )
+
+
 def live_ins(region: Sequence[fx.Node]) -> list[fx.Node]:
     """Values that a region (in graph order) reads from outside, in order of first use."""
     inside = set(region)
     found: dict[fx.Node, None] = {}
     for node in region:
         for source in node.all_input_nodes:
-            if source not in inside:
+            if source not in inside and not is_module_reference(source):
                 found.setdefault(source)
     return list(found)
 
@@ -194,6 +288,9 @@ def extract(
         mapping[operand] = graph.placeholder(operand.name)
         mapping[operand].meta["example_value"] = value_of(operand)
     for node in region:
+        for source in node.all_input_nodes:
+            if source not in mapping and is_module_reference(source):
+                mapping[source] = graph.node_copy(source)
         mapping[node] = graph.node_copy(node, lambda old: mapping[old])
     results = finish(graph, mapping)
     graph.output(tuple(results))
@@ -290,6 +387,16 @@ def fake_mode(graph: fx.Graph) -> Any:
     raise ValueError("the graph carries no fake tensors: it was not captured by Dynamo")
 
 
+def is_data_dependent(size: Any) -> bool:
+    """Whether a size is known only once the data are (an unbacked symbol)."""
+    return isinstance(size, torch.SymInt) and not size.node.has_hint()
+
+
 def hint(size: int | torch.SymInt) -> int:
-    """A size as a number; a symbolic one at the value that it was captured with, unguarded."""
-    return size if isinstance(size, int) else int(size.node.hint)
+    """A size as a number, for estimates: a symbolic one at the value that it was captured with.
+
+    A size that depends on data has none; it counts as 1.
+    """
+    if isinstance(size, int):
+        return size
+    return 1 if is_data_dependent(size) else int(size.node.hint)

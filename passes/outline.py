@@ -24,23 +24,15 @@ from .graphs import (
     descendants,
     extract,
     gather,
-    is_pure,
     live_ins,
     live_outs,
+    storage_root,
     submodule_name,
+    unsafe_effect,
     value_of,
 )
 
 __all__ = ["OutlinePass"]
-
-# Calls whose result shares memory with their input; a subgraph may not return such a value.
-_VIEWS = {
-    "view", "reshape", "transpose", "permute", "unsqueeze", "squeeze", "expand", "getitem", "chunk",
-    "split", "unbind", "flatten", "unflatten", "contiguous", "to", "float", "type_as", "detach",
-    "narrow", "select", "view_as", "expand_as", "movedim", "t", "T", "real", "imag",
-    "split_with_sizes", "tensor_split", "dropout", "identity", "alias", "swapaxes", "half",
-    "bfloat16", "double",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,7 +61,10 @@ def _fingerprint(piece: _Piece) -> tuple[Any, ...]:
     number = {node: index for index, node in enumerate([*piece.inputs, *piece.nodes])}
 
     def argument(value: Any) -> Any:
-        return ("node", number[value]) if isinstance(value, fx.Node) else repr(value)
+        if isinstance(value, fx.Node):
+            # A subgraph stands for itself: only blocks that share it are equal.
+            return ("node", number[value]) if value in number else ("module", str(value.target))
+        return repr(value)
 
     lines = []
     for node in piece.nodes:
@@ -82,20 +77,7 @@ def _fingerprint(piece: _Piece) -> tuple[Any, ...]:
 def _returns_input(piece: _Piece) -> fx.Node | None:
     """An output that may share memory with an input, if there is one."""
     inside = set(piece.nodes)
-    for output in piece.outputs:
-        node = output
-        while node in inside:
-            name = (
-                node.target
-                if isinstance(node.target, str)
-                else getattr(node.target, "__name__", "")
-            )
-            if name not in _VIEWS:
-                break
-            node = node.all_input_nodes[0]
-        else:
-            return output
-    return None
+    return next((node for node in piece.outputs if storage_root(node) not in inside), None)
 
 
 def _longest_run(graph: fx.Graph, block: Block) -> list[fx.Node]:
@@ -119,6 +101,8 @@ def _longest_run(graph: fx.Graph, block: Block) -> list[fx.Node]:
 def _piece(graph: fx.Graph, block: Block) -> _Piece | Skip:
     """The part of a block that can be cut out as a function."""
     tagged = _longest_run(graph, block)
+    if not tagged:
+        return Skip(Reason.NOT_ISOMORPHIC, f"{block.path} computes nothing")
     inside = set(tagged)
     closed = descendants(inside) & ancestors(inside)
     stray = closed - inside
@@ -129,9 +113,9 @@ def _piece(graph: fx.Graph, block: Block) -> _Piece | Skip:
             f"{block.path} is interleaved with other code ({names})",
             min(stray).name,
         )
-    for node in tagged:
-        if not is_pure(node):
-            return Skip(Reason.IMPURE, f"{block.path}: {node.format_node()}", node.name)
+    effect = unsafe_effect(tagged, graph)
+    if effect is not None:
+        return Skip(Reason.IMPURE, f"{block.path}: {effect.format_node()}", effect.name)
     nodes = tuple(tagged)
     piece = _Piece(block.path, nodes, tuple(live_ins(nodes)), tuple(live_outs(nodes)))
     for node in piece.outputs:
@@ -141,6 +125,10 @@ def _piece(graph: fx.Graph, block: Block) -> _Piece | Skip:
                 f"{block.path} hands on a {type(value_of(node)).__name__}",
                 node.name,
             )
+    for node in piece.inputs:
+        if not isinstance(value_of(node), (Tensor, torch.SymInt, int)):
+            kind = type(value_of(node)).__name__
+            return Skip(Reason.UNSUPPORTED_VALUE, f"{block.path} reads a {kind}", node.name)
     aliased = _returns_input(piece)
     if aliased is not None:
         detail = f"{block.path} hands on a view of one of its inputs"
@@ -209,7 +197,7 @@ class OutlinePass:
         body = extract(
             module,
             first.nodes,
-            first.inputs,
+            live_ins(first.nodes),
             lambda _, mapping: [mapping[n] for n in first.outputs],
         )
         setattr(module, attribute, body)
@@ -220,7 +208,7 @@ class OutlinePass:
             with graph.inserting_after(reference):
                 call = graph.call_function(
                     torch.ops.higher_order.invoke_subgraph,
-                    # Read again: an earlier call has replaced what this block reads.
+                    # Read again: an earlier call may have replaced what this block reads.
                     (reference, attribute, *live_ins(piece.nodes)),
                 )
             call.meta = {

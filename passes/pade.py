@@ -68,6 +68,7 @@ class StackState:
     """
 
     streams: tuple[StreamState, ...]
+    batch: Any
     predictor: Predictor
     clock: Clock
     blocks: int
@@ -136,7 +137,9 @@ class PadePass:
         fake = fake_mode(graph)
 
         with fake:
-            batch = values[0].shape[0]
+            # Streams that lay their samples end to end have no batch dimension to tell apart.
+            sizes = {str(value.shape[0]) for value in values}
+            batch = values[0].shape[0] if len(sizes) == 1 else 1
             device = values[0].device
             extra = [
                 add_placeholder(module, "accel_compute", torch.ones((), dtype=torch.bool)),
@@ -249,7 +252,7 @@ class PadePass:
         result_node.args = ((*_as_tuple(old_results), *added),)
         module.recompile()
         streams = tuple(StreamState(tuple(v.shape), v.dtype, v.device) for v in values)
-        return StackState(streams, predictor, clock, region.blocks), module
+        return StackState(streams, batch, predictor, clock, region.blocks), module
 
 
 def _blank(value: Tensor) -> Tensor:
