@@ -13,8 +13,8 @@ from .kernels.errors import AccelError, OptionError
 __all__ = [
     "AccelError",
     "Gate",
-    "Options",
     "OptionError",
+    "Options",
     "PadeOptions",
     "Report",
     "Stats",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -62,7 +61,7 @@ def accel_backend(
     parsed = parse_options(options)
     program, results = rewrite(module, parsed)
     config = torch._inductor.list_mode_options(mode) if mode and mode != "default" else None
-    function = lower(program.module, parsed.lowering, config)
+    function = lower(program.module, parsed.lowering, program.training, config)
     placeholders = module.graph.find_nodes(op="placeholder")
     if program.state is not None:
         pade = parsed.pade_options

@@ -13,14 +13,25 @@ __all__ = ["lower"]
 
 
 def lower(
-    module: fx.GraphModule, lowering: str, config: Mapping[str, Any] | None = None
+    module: fx.GraphModule,
+    lowering: str,
+    training: bool = False,
+    config: Mapping[str, Any] | None = None,
 ) -> Callable[..., Any]:
     """A callable for `module`, compiled by Inductor, or the module itself ("eager").
 
-    config: Inductor's own settings, as `torch.compile(mode=...)` implies them.
+    training: whether gradients flow through the graph; shared subgraphs then need AOTAutograd also
+    where nothing is compiled. config: Inductor's own settings, as `torch.compile(mode=...)` implies
+    them.
     """
+    fakes = [value_of(node) for node in module.graph.find_nodes(op="placeholder")]
     if lowering == "eager":
-        return module
+        if not training:
+            return module
+        from torch._dynamo.backends.debugging import aot_eager
+
+        differentiable: Any = aot_eager(module, fakes)
+        return differentiable
     from torch._higher_order_ops.invoke_subgraph import NestedCompileRegionOptions
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.decomposition import select_decomp_table
@@ -32,5 +43,5 @@ def lower(
     for name, child in module.named_modules():
         if name.rpartition(".")[2].startswith("accel_block_"):
             child.meta["nested_region_config"] = NestedCompileRegionOptions(decompositions=table)
-    fakes = [value_of(node) for node in module.graph.find_nodes(op="placeholder")]
-    return compile_fx(module, fakes, config_patches=dict(config) if config else None)
+    compiled: Any = compile_fx(module, fakes, config_patches=dict(config) if config else None)
+    return compiled

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..kernels.errors import AccelError
+from ..kernels.errors import AccelError, OptionError
 from ..passes import PASSES, PassResult, Skip
 from .backend import compiled_graphs
 from .options import Options, parse_options
@@ -199,6 +199,8 @@ def trajectory(compiled: Any, steps: int | None = None) -> Iterator[None]:
     Raises OptionError if the schedule does not fit that many steps.
     """
     parameters = _parameters(compiled)
+    if steps is not None and steps < 1:
+        raise OptionError(f"steps is {steps}; a run has at least one step")
     for graph, _ in graphs_of(parameters):
         if steps is not None:
             graph.schedule.check(steps)

@@ -43,7 +43,7 @@ class Counters:
 class _Model:
     """The runs and counters of one model. Dynamo may run several models by one graph."""
 
-    owner: weakref.ref[Tensor]
+    owner: weakref.ref[Any]
     runs: Runs
     counters: Counters = field(default_factory=Counters)
     digests: dict[int, tuple[weakref.ref[Tensor], int, int]] = field(default_factory=dict)

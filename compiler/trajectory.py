@@ -27,7 +27,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..kernels.errors import OptionError
 from .gate import Signals
 from .schedule import Schedule, estimate_steps
 
@@ -219,8 +218,10 @@ class Runs:
 
     def _know_length(self, run: Run) -> None:
         if self.steps is None:
-            known = self.lengths.get(tuple(run.times[:3]))
-            run.steps = known if known and known > run.step else estimate_steps(run.times)
+            known, estimate = self.lengths.get(tuple(run.times[:3])), estimate_steps(run.times)
+            # A run that was cut off says nothing of the next one's length.
+            fits = known is not None and (estimate is None or abs(known - estimate) < known / 4)
+            run.steps = known if fits and known > run.step else estimate
 
     def _finish(self, run: Run) -> None:
         """Remember how long a run was, for the next one that starts at the same times."""
@@ -266,8 +267,6 @@ def current_explicit(parameter: int) -> Explicit | None:
 @contextlib.contextmanager
 def enter_explicit(explicit: Explicit) -> Iterator[Explicit]:
     """Make `explicit` current in this thread or task; its state is freed on exit."""
-    if explicit.steps is not None and explicit.steps < 1:
-        raise OptionError(f"steps is {explicit.steps}; a run has at least one step")
     token = _explicit.set((*_explicit.get(), explicit))
     try:
         yield explicit

@@ -215,7 +215,7 @@ def _additive_sources(output: fx.Node, inside: set[fx.Node]) -> dict[fx.Node, li
                     window[0] == dim and window[1] == offset and window[2] == length
                 ):
                     todo.append((source, None, node))
-                offset = offset + length  # type: ignore[operator]
+                offset = offset + length
         elif name in ("getitem", "narrow"):
             source = node.all_input_nodes[0]
             cut = _window(node)
@@ -398,7 +398,7 @@ def find_region(graph: fx.Graph) -> tuple[Region | None, list[Skip]]:
         for stop in range(start + 1, len(stacks) + 1)
     ]
     runs.sort(key=_cost, reverse=True)
-    refused = []
+    refused: list[Skip] = []
     for run in runs:
         found = _try_region(graph, run)
         if isinstance(found, Region):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
@@ -69,7 +70,7 @@ def _embedded_inputs(sine: fx.Node) -> set[fx.Node]:
         if node.op == "placeholder" and not is_model_state(node):
             value = value_of(node)
             scalar = isinstance(value, (torch.SymInt, torch.SymFloat, int, float))
-            if scalar or (isinstance(value, torch.Tensor) and value.dim() <= 2):
+            if scalar or (isinstance(value, torch.Tensor) and value.dim() <= 3):
                 found.add(node)
         elif call_name(node) in _BEFORE_SINE:
             todo.extend(node.all_input_nodes)
@@ -114,7 +115,7 @@ def find_clock(graph: fx.Graph, region: Region) -> Clock:
     # Where text is joined to the sample before the blocks, both are ancestors of the stream. The
     # sample is the one that looks most like the model's output.
     (results,) = graph.output_node().args
-    output = results[0] if isinstance(results, (tuple, list)) else results
+    output: Any = results[0] if isinstance(results, (tuple, list)) else results
     output_shape = value_of(output).shape if isinstance(value_of(output), torch.Tensor) else ()
 
     def likeness(node: fx.Node) -> int:

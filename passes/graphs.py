@@ -16,8 +16,8 @@ __all__ = [
     "VIEWS",
     "add_placeholder",
     "ancestors",
-    "copy_module",
     "call_name",
+    "copy_module",
     "descendants",
     "extract",
     "fake_mode",
@@ -81,7 +81,7 @@ def mark_inputs(graph: fx.Graph) -> None:
     for node in graph.find_nodes(op="placeholder"):
         source = getattr(node, "_dynamo_source", None)
         name = "" if source is None else str(source.name)
-        root = source
+        root: Any = source
         while getattr(root, "base", None) is not None:
             root = root.base
         from_model = (

@@ -24,6 +24,7 @@ from .graphs import (
     descendants,
     extract,
     gather,
+    is_model_state,
     live_ins,
     live_outs,
     storage_root,
@@ -45,10 +46,23 @@ class _Piece:
     outputs: tuple[fx.Node, ...]
 
 
-def _describe(value: Any) -> Any:
+def _settles(node: fx.Node) -> bool:
+    """Whether an operand is a rearranged activation, which a call may copy into plain layout.
+
+    The first block often reads such a one (a transposed convolution, say) and would otherwise
+    differ from all others. An expanded value (stride 0) stays as it is: copying it costs memory.
+    """
+    value = value_of(node)
+    if not isinstance(value, Tensor) or is_model_state(node) or node.op == "placeholder":
+        return False
+    return not value.is_contiguous() and 0 not in value.stride()
+
+
+def _describe(node: fx.Node) -> Any:
+    value = value_of(node)
     if isinstance(value, Tensor):
         parameter = isinstance(value, torch.nn.Parameter)
-        strides = tuple(map(str, value.stride()))
+        strides = "plain" if _settles(node) or value.is_contiguous() else str(value.stride())
         return ("tensor", tuple(map(str, value.shape)), strides, value.dtype, str(value.device),
                 value.requires_grad, parameter)  # fmt: skip
     if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
@@ -70,7 +84,7 @@ def _fingerprint(piece: _Piece) -> tuple[Any, ...]:
     for node in piece.nodes:
         flat, spec = tree_flatten((node.args, node.kwargs))
         lines.append((node.op, str(node.target), tuple(map(argument, flat)), str(spec)))
-    borders = tuple(_describe(value_of(node)) for node in piece.inputs)
+    borders = tuple(map(_describe, piece.inputs))
     return (tuple(lines), borders, tuple(number[node] for node in piece.outputs))
 
 
@@ -136,6 +150,19 @@ def _piece(graph: fx.Graph, block: Block) -> _Piece | Skip:
     return piece
 
 
+def _settle(graph: fx.Graph, piece: _Piece) -> None:
+    """Copy rearranged operands of a piece into plain layout, in front of it."""
+    for operand in live_ins(piece.nodes):
+        if not _settles(operand):
+            continue
+        value = value_of(operand)
+        with graph.inserting_before(piece.nodes[0]), value.fake_mode:
+            plain = graph.call_method("contiguous", (operand,))
+            plain.meta["example_value"] = value.contiguous()
+        for node in piece.nodes:
+            node.replace_input_with(operand, plain)
+
+
 def _modules(module: fx.GraphModule) -> Iterator[fx.GraphModule]:
     """A graph module and the branches that its graph refers to."""
     yield module
@@ -194,6 +221,8 @@ class OutlinePass:
     def _outline(self, module: fx.GraphModule, group: list[_Piece]) -> None:
         graph, first = module.graph, group[0]
         attribute = submodule_name(module, "accel_block")
+        for piece in group:
+            _settle(graph, piece)
         body = extract(
             module,
             first.nodes,
@@ -221,9 +250,8 @@ class OutlinePass:
                 with graph.inserting_after(anchor):
                     anchor = graph.call_function(operator.getitem, (call, index))
                 anchor.meta = {"example_value": value_of(output)}
-                replacement = anchor
-                output.replace_all_uses_with(
-                    replacement, delete_user_cb=lambda user, inside=inside: user not in inside
-                )
+                for user in list(output.users):
+                    if user not in inside and user is not anchor:
+                        user.replace_input_with(output, anchor)
             for node in reversed(piece.nodes):
                 graph.erase_node(node)

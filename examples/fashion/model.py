@@ -5,21 +5,19 @@ Small model trained by us on real data (Fashion-MNIST, `train_dit.py`); not a pr
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
-from torch import Tensor
-
-if TYPE_CHECKING:
-    from diffusers import DiTTransformer2DModel
+from torch import Tensor, nn
 
 CHECKPOINT = Path(__file__).parent / "dit.safetensors"
 NO_CLASS = 10  # the label that stands for "no class" in classifier-free guidance
 
 
-def build() -> DiTTransformer2DModel:
+def build() -> nn.Module:
     """The untrained network: 12 blocks, width 128, 49 tokens of 4x4 pixels."""
     try:
         from diffusers import DiTTransformer2DModel
@@ -27,7 +25,7 @@ def build() -> DiTTransformer2DModel:
         raise ImportError(
             "The reference model is diffusers' DiT: pip install 'accel-compiler[examples]'"
         ) from error
-    return DiTTransformer2DModel(
+    network: Any = DiTTransformer2DModel(
         num_attention_heads=4,
         attention_head_dim=32,
         in_channels=1,
@@ -37,9 +35,10 @@ def build() -> DiTTransformer2DModel:
         patch_size=4,
         num_embeds_ada_norm=10,
     )
+    return network
 
 
-def load(path: Path = CHECKPOINT) -> DiTTransformer2DModel:
+def load(path: Path = CHECKPOINT) -> nn.Module:
     """The trained network in float32, in evaluation mode."""
     from safetensors.torch import load_file
 
@@ -72,7 +71,7 @@ def sample(
     times = timesteps(steps) if times is None else times
     both_labels = torch.cat([labels, torch.full_like(labels, NO_CLASS)])
     state = noise
-    for now, after in zip(times[:-1], times[1:], strict=True):
+    for now, after in itertools.pairwise(times):
         velocity = model(
             torch.cat([state, state]),
             timestep=(now * 1000).expand(2 * len(labels)),

@@ -32,7 +32,8 @@ def zero_initialise(network: nn.Module) -> None:
 
 def optimizers(network: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the blocks' matrices, AdamW for everything else."""
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
         hidden = name.startswith("transformer_blocks") and parameter.ndim == 2
         (matrices if hidden and "embedding_table" not in name else others).append(parameter)

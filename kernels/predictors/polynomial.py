@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -64,7 +65,7 @@ class Taylor:
         for order in range(1, self.order + 1):
             table = [
                 safe_divide(left - right, per_sample(times[1 + i] - times[1 + i + order], newest))
-                for i, (left, right) in enumerate(zip(table[:-1], table[1:], strict=True))
+                for i, (left, right) in enumerate(itertools.pairwise(table))
             ]
             # A repeated time marks missing history: this order and all above it drop out.
             known = times[order] != times[order + 1]

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Everything that CI checks, from nothing but Python: bash tests/run.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python3 -m venv .venv
+.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+# mypy has to see the repository's root under its import name.
+mkdir -p .venv/typing
+ln -sfn "$PWD" .venv/typing/accel
+(cd .venv/typing && ../bin/mypy --config-file ../../pyproject.toml \
+    -p accel.compiler -p accel.passes -p accel.kernels -p accel.examples)
+.venv/bin/python -m pytest "$@"
