@@ -7,7 +7,7 @@ needs no import of this package; the names below are for reading what it did and
 
 from .compiler.gate import Gate
 from .compiler.options import Options, PadeOptions
-from .compiler.report import Report, Stats, explain, stats, trajectory
+from .compiler.report import Report, Stats, explain, report_of, stats, trajectory
 from .kernels.errors import AccelError, OptionError
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Report",
     "Stats",
     "explain",
+    "report_of",
     "stats",
     "trajectory",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from .runtime import PadeGraph
 
 __all__ = ["CompiledGraph", "accel_backend", "compiled_graphs"]
 
+_numbers = itertools.count()
 _compiled: weakref.WeakSet[CompiledGraph] = weakref.WeakSet()
 
 
@@ -30,9 +32,14 @@ class CompiledGraph:
     def __init__(
         self,
         call: Callable[..., Any],
+        calls: int,
         results: tuple[PassResult, ...],
+        options: Options,
         owner_index: int | None,
     ) -> None:
+        self.number = next(_numbers)
+        self.calls = calls
+        self.options = options
         self.call = call
         self.results = results
         self.owner_index = owner_index
@@ -68,7 +75,8 @@ def accel_backend(
         assert pade is not None
         function = PadeGraph(function, placeholders, program.outputs, program.state, pade)
     owned = [index for index, node in enumerate(placeholders) if is_model_state(node)]
-    return CompiledGraph(function, results, owned[0] if owned else None)
+    calls = sum(node.op.startswith("call") for node in module.graph.nodes)
+    return CompiledGraph(function, calls, results, parsed, owned[0] if owned else None)
 
 
 def compiled_graphs(parameters: frozenset[int]) -> list[CompiledGraph]:

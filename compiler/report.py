@@ -18,7 +18,8 @@ from .runtime import graphs_of
 from .schedule import Auto
 from .trajectory import Explicit, enter_explicit
 
-__all__ = ["GraphReport", "PassReport", "Report", "Stats", "explain", "stats", "trajectory"]
+__all__ = ["GraphReport", "PassReport", "Report", "Stats", "explain", "report_of", "stats",
+           "trajectory"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,17 @@ def explain(
         graphs.clear()
         torch.compile(original, backend=collect)(*args, **kwargs)
     return Report(tuple(graphs), parsed, one_graph)
+
+
+def report_of(compiled: Any) -> Report:
+    """The report of a compiled model's graphs as they were really compiled, so far."""
+    graphs = sorted(compiled_graphs(_parameters(compiled)), key=lambda graph: graph.number)
+    if not graphs:
+        raise AccelError(
+            "the model has no graph compiled by accel yet; call it once, or use accel.explain"
+        )
+    reports = tuple(GraphReport(graph.calls, graph.results) for graph in graphs)
+    return Report(reports, graphs[0].options, len(reports) == 1)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx
@@ -91,6 +90,13 @@ def _shape_symbols(placeholders: Sequence[fx.Node]) -> set[fx.Node]:
     }
 
 
+def _likeness(shape: torch.Size, output: torch.Size) -> int:
+    """How much a shape resembles an output's: 0 for another number of dimensions."""
+    if len(shape) != len(output):
+        return 0
+    return 1 + sum(str(a) == str(b) for a, b in zip(shape, output, strict=True))
+
+
 def find_clock(graph: fx.Graph, region: Region) -> Clock:
     """The clock of a graph whose block stack is `region`. `times` is empty if there is none."""
     placeholders = graph.find_nodes(op="placeholder")
@@ -105,27 +111,25 @@ def find_clock(graph: fx.Graph, region: Region) -> Clock:
     def is_tensor(node: fx.Node) -> bool:
         return isinstance(value_of(node), torch.Tensor) and not is_model_state(node)
 
-    origin = ancestors([stream.partner for stream in region.streams[-1:]])
+    origin = ancestors([stream.partner for stream in region.streams])
     entering = [
         node
         for node in placeholders
-        if node in origin and node not in timed and is_tensor(node)
+        if node in origin
+        and node not in timed
+        and is_tensor(node)
         and value_of(node).is_floating_point()
-    ]  # fmt: skip
-    # Where text is joined to the sample before the blocks, both are ancestors of the stream. The
-    # sample is the one that looks most like the model's output.
-    (results,) = graph.output_node().args
-    output: Any = results[0] if isinstance(results, (tuple, list)) else results
-    output_shape = value_of(output).shape if isinstance(value_of(output), torch.Tensor) else ()
-
-    def likeness(node: fx.Node) -> int:
-        shape = value_of(node).shape
-        if len(shape) != len(output_shape):
-            return 0
-        return 1 + sum(str(a) == str(b) for a, b in zip(shape, output_shape, strict=True))
-
-    best = max(map(likeness, entering), default=0)
-    latents = [node for node in entering if likeness(node) == best]
+    ]
+    # Where text is joined to the sample before the blocks, both are ancestors of a stream. The
+    # sample is what looks most like an output of the model (video and audio: one for each).
+    latents: list[fx.Node] = []
+    for output in graph.output_node().all_input_nodes:
+        shape = value_of(output).shape if isinstance(value_of(output), torch.Tensor) else None
+        if shape is None:
+            continue
+        likeness = {node: _likeness(value_of(node).shape, shape) for node in entering}
+        best = max(likeness.values(), default=0)
+        latents += [n for n in entering if likeness[n] == best and n not in latents]
     position = {node: index for index, node in enumerate(placeholders)}
     conditions = [
         node
