@@ -143,15 +143,15 @@ class PadeGraph:
     def _call(self, model: _Model, inputs: Sequence[Any]) -> Call:
         clock = self.state.clock
         latents = [inputs[index] for index in clock.latents]
-        key = (
+        conditions = (
             tuple(tuple(latent.shape) for latent in latents),
-            tuple(self._digest(model, inputs[index]) for index in clock.conditions),
+            *(self._digest(model, inputs[index]) for index in clock.conditions),
         )
         values = [torch.as_tensor(inputs[index]).double().flatten() for index in clock.times]
         # A guidance scale is embedded like a timestep; the one that changes is the time. Their
         # sum is as good a clock as the timestep alone, since a constant does not disturb it.
-        return Call(key, tuple(torch.stack([v.mean() for v in values]).sum().reshape(1).tolist()),
-                    sketch(latents))  # fmt: skip
+        time = float(torch.stack([value.mean() for value in values]).sum())
+        return Call(conditions, time, sketch(latents))
 
     # Deciding
 

@@ -37,6 +37,7 @@ __all__ = ["Call", "Explicit", "Relation", "Run", "Runs", "current_explicit",
 # Measured: below 0.35 between steps of one run (6 steps and more), about 1.4 between two noises.
 NEAR = 0.6
 SKETCH = 512  # values of a sample that are compared
+SUSPICIONS = 3  # steps after which a condition that always changes counts as varying
 KNOWN_LENGTHS = 32  # finished schedules that are remembered, to know a run's length beforehand
 
 
@@ -79,19 +80,14 @@ def distance(left: Tensor, right: Tensor) -> float:
 class Call:
     """What one call says about where it belongs.
 
-    key: hash of everything that is constant during a run (shapes, conditions, the model).
-    times: the timestep of each sample of the batch.
+    conditions: hashes of what is constant during a run, in a fixed order (first: the shapes).
+    time: the timestep, as one number for the batch.
     sample: sketch of the noisy sample.
     """
 
-    key: tuple[object, ...]
-    times: tuple[float, ...]
+    conditions: tuple[object, ...]
+    time: float
     sample: Tensor
-
-    @property
-    def time(self) -> float:
-        """One number for the batch's timesteps."""
-        return sum(self.times) / len(self.times)
 
 
 class Relation(enum.Enum):
@@ -110,7 +106,7 @@ class Run:
     residuals: for each stream, the newest first; history_times: the time of each, `[batch]` each.
     """
 
-    key: tuple[object, ...]
+    conditions: tuple[object, ...]
     sample: Tensor
     times: list[float] = field(default_factory=list)
     steps: int | None = None
@@ -147,6 +143,7 @@ class Run:
         self.step += 1
         self.times.append(call.time)
         self.sample = call.sample
+        self.conditions = call.conditions
 
     def push(self, residuals: list[Tensor], times: Tensor, history: int) -> None:
         """Add a step's residuals to the history; two at the same time replace each other."""
@@ -186,14 +183,19 @@ class Runs:
     lengths: OrderedDict[tuple[float, ...], int] = field(default_factory=OrderedDict)
     started: int = 0
     unmatched: int = 0
+    varying: set[int] = field(default_factory=set)
+    confirmed: bool = False
+    suspicions: int = 0
 
     def locate(self, call: Call) -> tuple[Run, Relation]:
         """The run that a call belongs to, advanced to it; a new one where none fits."""
         related = []
         for number, run in self.live.items():
-            if run.key == call.key:
+            if not self._changed(run, call):
                 relation, apart = run.relate(call, self.single)
                 related.append((relation, apart, number, run))
+        if not related:
+            self._suspect(call)
         preference = [Relation.REPEAT, Relation.NEXT, Relation.RESTART]
         fitting = [entry for entry in related if entry[0] in preference]
         if fitting:
@@ -201,6 +203,7 @@ class Runs:
             if relation is not Relation.RESTART:
                 self.live.move_to_end(number)
                 if relation is Relation.NEXT:
+                    self.confirmed = True
                     run.advance(call)
                     self._know_length(run)
                 return run, relation
@@ -208,13 +211,39 @@ class Runs:
             del self.live[number]
         elif related:
             self.unmatched += 1
-        run = Run(key=call.key, sample=call.sample, steps=self.steps)
+        run = Run(conditions=call.conditions, sample=call.sample, steps=self.steps)
         run.advance(call)
         self.live[self.started] = run
         self.started += 1
         while len(self.live) > self.limit:
             self._finish(self.live.popitem(last=False)[1])
         return run, Relation.NEXT
+
+    def _changed(self, run: Run, call: Call) -> set[int]:
+        """The conditions in which a call differs from a run, but for those known to vary."""
+        pairs = zip(run.conditions, call.conditions, strict=True)
+        different = {index for index, (old, new) in enumerate(pairs) if old != new}
+        return different - self.varying
+
+    def _suspect(self, call: Call) -> None:
+        """Learn that a condition varies from step to step (a ControlNet's output, say).
+
+        The evidence: several calls in a row that continue the newest run in time and sample, and
+        no call ever, so far, that continued a run with all its conditions unchanged. Guidance in
+        two calls never gives it: its prompts come back on the next step.
+        """
+        if self.confirmed or not self.live:
+            return
+        newest = next(reversed(self.live.values()))
+        relation, apart = newest.relate(call, self.single)
+        moved = newest.times[-1] != call.time and apart > 0
+        changed = self._changed(newest, call)
+        if relation is Relation.NEXT and moved and 0 not in changed:
+            self.suspicions += 1
+            if self.suspicions >= SUSPICIONS:
+                self.varying |= changed
+        else:
+            self.suspicions = 0
 
     def _know_length(self, run: Run) -> None:
         if self.steps is None:

@@ -44,6 +44,7 @@ class Classifier(nn.Module):
         """Class logits `[batch, 10]`."""
         return self.output(F.dropout(self.features(images), 0.3, self.training))
 
+    @torch.no_grad()
     def frechet_distance(self, images: Tensor) -> float:
         """Fréchet distance of the images' features to those of the real test images.
 

@@ -60,7 +60,7 @@ def sample(
     labels: Tensor,
     *,
     steps: int = 20,
-    guidance: float = 3.0,
+    guidance: float = 2.0,
     times: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """Euler steps of the flow with fused classifier-free guidance; yields the state after each.

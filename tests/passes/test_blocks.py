@@ -1,0 +1,231 @@
+"""Block discovery on hand-made stacks: what is found, and why the rest is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import accel
+import pytest
+import torch
+from torch import Tensor, nn
+
+
+class Mix(nn.Module):
+    """A residual block: `x + linear(norm(x))`."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.linear(self.norm(x))
+
+
+class Timed(nn.Module):
+    """A model with a sinusoidal timestep embedding around `body(x, time_embedding)`."""
+
+    def __init__(self, count: int = 3, width: int = 8) -> None:
+        super().__init__()
+        self.time = nn.Linear(width, width)
+        self.enter = nn.Linear(width, width)
+        self.blocks = nn.ModuleList(Mix(width) for _ in range(count))
+        self.leave = nn.Linear(width, width)
+
+    def embed(self, timestep: Tensor) -> Tensor:
+        frequencies = torch.exp(-torch.arange(4, device=timestep.device))
+        angles = timestep[:, None] * frequencies[None]
+        return self.time(torch.cat([angles.sin(), angles.cos()], dim=-1))
+
+    def body(self, x: Tensor, time: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x + time)
+        return x
+
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        time = self.embed(timestep)[:, None]
+        return self.leave(self.body(self.enter(x), time))
+
+
+def report(model: nn.Module, *inputs: Any) -> accel.Report:
+    inputs = inputs or (torch.randn(2, 5, 8), torch.tensor([500.0, 500.0]))
+    with torch.no_grad():
+        return accel.explain(model, *inputs, options={"verify": True})
+
+
+def reasons(found: accel.Report) -> str:
+    assert not found.passes["pade"].matched
+    return "; ".join(map(str, found.passes["pade"].skipped))
+
+
+def test_found() -> None:
+    found = report(Timed()).passes["pade"]
+    assert found.matched == ("blocks (3)",)
+    assert found.details[0]["pairing"] == "additive"
+
+
+def test_long_skips_pair_by_shape() -> None:
+    """As in U-ViT and Hunyuan-DiT: late blocks read early ones through a projection."""
+
+    class LongSkips(Timed):
+        def __init__(self) -> None:
+            super().__init__(4)
+            self.join = nn.Linear(16, 8)
+
+        def body(self, x: Tensor, time: Tensor) -> Tensor:
+            early = []
+            for block in self.blocks[:2]:
+                x = block(x + time)
+                early.append(x)
+            for block in self.blocks[2:]:
+                x = block(self.join(torch.cat([x, early.pop()], dim=-1)))
+            return x
+
+    found = report(LongSkips()).passes["pade"]
+    assert found.matched == ("blocks (4)",)
+    assert found.details[0]["pairing"] == "same shape"
+
+
+def test_streams_that_are_joined_in_the_blocks_are_one() -> None:
+    class Joined(Timed):
+        def body(self, x: Tensor, time: Tensor) -> Tensor:
+            other = self.time(x[:, :3])
+            for block in self.blocks:
+                both = block(torch.cat([x + time, other], dim=1))
+                x, other = both[:, :5], both[:, 5:]
+            return x + other.mean(dim=1, keepdim=True)
+
+    found = report(Joined()).passes["pade"]
+    assert found.matched
+    assert found.details[0]["streams"] == 1
+
+
+def test_two_streams_are_both_predicted() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = Mix(), Mix()
+
+        def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            return self.left(x + y.mean(dim=1, keepdim=True)), self.right(y)
+
+    class TwoStreams(Timed):
+        def body(self, x: Tensor, time: Tensor) -> Tensor:
+            y = self.time(x[:, :3])
+            for block in self.blocks:
+                x, y = block(x, y)
+            return x + time + y.sum(dim=1, keepdim=True)
+
+    model = TwoStreams()
+    model.blocks = nn.ModuleList(Pair() for _ in range(3))
+    found = report(model).passes["pade"]
+    assert found.matched
+    assert found.details[0]["streams"] == 2
+
+
+def test_streams_of_equal_length_are_told_apart() -> None:
+    """Text and image of one length: the slice says which is which."""
+
+    class EqualStreams(Timed):
+        def body(self, x: Tensor, time: Tensor) -> Tensor:
+            other = self.time(x)
+            for block in self.blocks:
+                both = block(torch.cat([other, x + time], dim=1))
+                other, x = both[:, :5], both[:, 5:]
+            return x
+
+    found = report(EqualStreams()).passes["pade"]
+    assert found.matched
+    assert found.details[0]["pairing"] == "additive"
+
+
+def test_a_change_in_place_of_its_own_values_is_fine() -> None:
+    class Rotates(Mix):
+        def forward(self, x: Tensor) -> Tensor:
+            out = torch.empty_like(x)
+            out[..., 0::2] = x[..., 1::2]
+            out[..., 1::2] = x[..., 0::2]
+            return x + self.linear(out)
+
+    model = Timed()
+    model.blocks = nn.ModuleList(Rotates() for _ in range(3))
+    assert report(model).passes["pade"].matched
+
+
+def test_a_change_in_place_of_an_input_is_refused() -> None:
+    class Spoils(Timed):
+        def body(self, x: Tensor, time: Tensor) -> Tensor:
+            shared = x * 2
+            for block in self.blocks:
+                x = block(x + shared)
+                shared.mul_(0.5)
+            return x
+
+    assert "side effects" in reasons(report(Spoils()))
+
+
+def test_randomness_is_refused() -> None:
+    class Noisy(Mix):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.linear(x + torch.rand_like(x))
+
+    model = Timed()
+    model.blocks = nn.ModuleList(Noisy() for _ in range(3))
+    assert "side effects" in reasons(report(model))
+
+
+def test_no_blocks() -> None:
+    class Flat(Timed):
+        def body(self, x: Tensor, time: Tensor) -> Tensor:
+            return self.blocks[0](x + time)
+
+    assert "no repeated blocks" in reasons(report(Flat()))
+
+
+def test_no_timestep() -> None:
+    class Untimed(Timed):
+        def embed(self, timestep: Tensor) -> Tensor:
+            return self.time(timestep[:, None].expand(-1, 8))
+
+    assert "no timestep" in reasons(report(Untimed()))
+
+
+def test_a_constant_timestep_says_what_to_do() -> None:
+    class Constant(Timed):
+        def forward(self, x: Tensor, timestep: Any) -> Tensor:
+            return super().forward(x, torch.full((2,), timestep))
+
+    assert "pass a tensor" in reasons(report(Constant(), torch.randn(2, 5, 8), 500.0))
+
+
+def test_a_changed_shape_is_refused() -> None:
+    class Shrinks(Mix):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x)[:, 1:]
+
+    model = Timed()
+    model.blocks = nn.ModuleList(Shrinks() for _ in range(3))
+    assert "no residual partner" in reasons(report(model))
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_outline_replaces_every_block(count: int) -> None:
+    found = report(Timed(count)).passes["outline"]
+    assert found.matched == (f"blocks ({count} blocks)",)
+    assert found.details[0] == {"calls": count, "subgraphs": 1}
+
+
+def test_outline_leaves_blocks_that_differ() -> None:
+    class Scaled(Mix):
+        def __init__(self, scale: float) -> None:
+            super().__init__()
+            self.scale = scale
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.linear(x) * self.scale
+
+    model = Timed()
+    model.blocks = nn.ModuleList([Scaled(0.1), Scaled(0.2), Scaled(0.3)])
+    found = report(model).passes["outline"]
+    assert not found.matched
+    assert "blocks differ" in str(found.skipped[0])
