@@ -1,4 +1,4 @@
-"""The command line: `accel demo`, `accel explain`, `accel bench`."""
+"""The command line: `accel demo` and `accel explain`."""
 
 from __future__ import annotations
 

@@ -247,15 +247,15 @@ class Runs:
 
     def _know_length(self, run: Run) -> None:
         if self.steps is None:
-            known, estimate = self.lengths.get(tuple(run.times[:3])), estimate_steps(run.times)
+            known, estimate = self.lengths.get(tuple(run.times[:2])), estimate_steps(run.times)
             # A run that was cut off says nothing of the next one's length.
             fits = known is not None and (estimate is None or abs(known - estimate) < known / 4)
             run.steps = known if fits and known > run.step else estimate
 
     def _finish(self, run: Run) -> None:
         """Remember how long a run was, for the next one that starts at the same times."""
-        if run.step >= 3:
-            self.lengths[tuple(run.times[:3])] = run.step + 1
+        if run.step >= 2:
+            self.lengths[tuple(run.times[:2])] = run.step + 1
             while len(self.lengths) > KNOWN_LENGTHS:
                 self.lengths.popitem(last=False)
 

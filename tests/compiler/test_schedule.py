@@ -26,12 +26,12 @@ def test_placement(steps: int, share: float) -> None:
     chosen = place(steps, computed)
     assert list(chosen) == sorted(set(chosen))
     assert chosen[0] == 0
-    assert chosen[-1] == steps - 1
+    assert chosen[-1] < steps
     assert len(chosen) == max(min(computed, steps), min(steps, 4))
 
 
 def test_placement_of_the_presets() -> None:
-    assert place(20, 8) == (0, 1, 2, 4, 7, 11, 15, 19)
+    assert place(20, 8) == (0, 2, 4, 6, 9, 11, 14, 16)
     assert len(place(20, 10)) == 10
     assert len(place(20, 6)) == 6
 
@@ -69,10 +69,11 @@ def test_length_of_other_runs_is_near() -> None:
     rising = [i / 20 for i in range(20)]
     assert estimate_steps(rising[:3]) == 20
     heun = [1.0] + [t for i in range(1, 20) for t in (1 - i / 20,) * 2]
+    assert estimate_steps([1.0, 0.95]) == 20
     assert abs(estimate_steps(heun[:9]) - len(heun)) <= 4  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("times", [[1.0], [1.0, 0.5], [1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
+@pytest.mark.parametrize("times", [[1.0], [1.0, 1.0], [1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
 def test_length_unknown(times: list[float]) -> None:
     assert estimate_steps(times) is None
 

@@ -1,0 +1,74 @@
+"""`explain` and `stats` tell the truth, also where there is nothing to tell."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import accel
+import pytest
+import torch
+from accel import AccelError
+from accel.tests.models import dit, euler, noise
+from torch import nn
+
+LABELS = torch.tensor([1, 2])
+
+
+def explained(**options: object) -> accel.Report:
+    timestep = torch.full((2,), 500.0)
+    with torch.no_grad():
+        return accel.explain(
+            dit(), noise(), timestep=timestep, class_labels=LABELS, options=options
+        )
+
+
+def test_every_pass_has_an_entry() -> None:
+    report = explained()
+    assert list(report.passes) == ["pade", "outline"]
+    assert report.fullgraph
+    assert report.passes["pade"].matched == ("transformer_blocks (4)",)
+    assert report.passes["pade"].details[0]["state_bytes"] == 3 * 2 * 16 * 32 * 4
+    text = str(report)
+    assert "of 20 steps computes 8" in text
+    assert "of 4 steps 4: nothing to gain there" in text
+
+
+def test_a_pass_that_is_off_says_so() -> None:
+    report = explained(pade=False, outline=False)
+    for name in ("pade", "outline"):
+        assert report.passes[name].skipped[0].reason.value == "turned off"
+
+
+def test_report_of_the_compiled_graphs() -> None:
+    fast = torch.compile(dit(), backend="accel", options={"lowering": "eager"})
+    with pytest.raises(AccelError, match="call it once"):
+        accel.report_of(fast)
+    euler(fast, noise(), LABELS, steps=2)
+    assert accel.report_of(fast).passes["pade"].matched
+
+
+def test_stats_before_the_first_call_and_without_accel() -> None:
+    model = torch.compile(dit(), backend="eager")
+    euler(model, noise(), LABELS, steps=2)
+    assert accel.stats(model).full_steps == 0
+    assert accel.stats(nn.Linear(1, 1)).recompiles == 0
+    with pytest.raises(AccelError, match=r"torch\.nn\.Module"):
+        accel.stats(lambda x: x)
+
+
+def test_state_is_counted_while_a_run_is_open() -> None:
+    fast = torch.compile(dit(), backend="accel", options={"lowering": "eager"})
+    euler(fast, noise(), LABELS, times=[1 - i / 20 for i in range(5)])
+    assert accel.stats(fast).state_bytes == 3 * 2 * 16 * 32 * 4
+    with accel.trajectory(fast, steps=5):
+        euler(fast, noise(), LABELS, steps=5)
+    assert accel.stats(fast).state_bytes == 3 * 2 * 16 * 32 * 4
+
+
+def test_command_line_lists_its_commands() -> None:
+    code = "import sys; sys.argv = ['accel', '--help']\nfrom accel.compiler.cli import main; main()"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0
+    assert "demo" in result.stdout
+    assert "explain" in result.stdout
