@@ -247,10 +247,11 @@ class Runs:
 
     def _know_length(self, run: Run) -> None:
         if self.steps is None:
-            known, estimate = self.lengths.get(tuple(run.times[:2])), estimate_steps(run.times)
+            estimate = estimate_steps(run.times)
+            known = self.lengths.get(tuple(run.times[:2]), 0)
             # A run that was cut off says nothing of the next one's length.
-            fits = known is not None and (estimate is None or abs(known - estimate) < known / 4)
-            run.steps = known if fits and known > run.step else estimate
+            fits = known > run.step and (estimate is None or abs(known - estimate) < known / 4)
+            run.steps = known if fits else estimate
 
     def _finish(self, run: Run) -> None:
         """Remember how long a run was, for the next one that starts at the same times."""

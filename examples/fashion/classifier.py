@@ -23,6 +23,9 @@ FEATURES = 64
 class Classifier(nn.Module):
     """Three convolutions and two linear layers."""
 
+    real_mean: Tensor
+    real_covariance: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.convolutions = nn.Sequential(
