@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -125,7 +126,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class Listed:
-    """Exactly these steps; and all beyond the last listed one, which nobody planned for."""
+    """Exactly these steps; and those that lie beyond the list by more than its largest gap.
+
+    Nobody planned for the latter: the run is longer than the list was made for.
+    """
 
     listed: tuple[int, ...]
 
@@ -139,7 +143,9 @@ class Listed:
             )
 
     def computes(self, step: int, last: int, steps: int | None) -> bool:
-        return step in self.listed or step > max(self.listed)
+        ordered = sorted(self.listed)
+        gap = max((b - a for a, b in itertools.pairwise(ordered)), default=0)
+        return step in self.listed or step > ordered[-1] + gap
 
     def check(self, steps: int) -> None:
         if max(self.listed) >= steps:

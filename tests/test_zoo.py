@@ -19,8 +19,13 @@ DECLINED = {
     **dict.fromkeys(TIME_INDEPENDENT, "no timestep"),
     "Kandinsky6SRTransformer3DModel": "side effects",  # builds a block mask by vmap in each block
     "MochiTransformer3DModel": "depends on data",  # drops padded prompt tokens in each block
+    "SanaWMTransformer3DModel": "no timestep",  # the way to its embedding is not recognised
     "NucleusMoEImageTransformer2DModel": "depends on data",  # routes tokens to experts
 }
+
+# Their sample is not recognised (it is packed into one sequence with the text): every call looks
+# like a run of its own: computed, never wrong, nothing gained, and `stats` shows it.
+ALWAYS_COMPUTED = {"BriaFibo2Transformer2DModel", "Cosmos3OmniTransformer"}
 
 
 def step_inputs(entry: Entry, step: int) -> dict[str, Any]:
@@ -41,8 +46,9 @@ def poison(model: torch.nn.Module, stacks: str) -> None:
     for stack in stacks.split(", "):
         parent, _, count = stack.rpartition(" (")
         blocks = list(model.get_submodule(parent).children())
-        assert len(blocks) == int(count.rstrip(")"))
-        for parameter in blocks[-1].parameters():
+        weighted = [block for block in blocks if any(True for _ in block.parameters())]
+        assert len(weighted) == int(count.rstrip(")"))
+        for parameter in weighted[-1].parameters():
             parameter.fill_(float("nan"))
 
 
@@ -71,6 +77,9 @@ def test_transformer(name: str) -> None:
             return
         assert len(pade.matched) == 1, pade.skipped
         assert (stats.full_steps, stats.recompiles) == (3, 0)
+        if name in ALWAYS_COMPUTED:
+            assert stats.runs == 3
+            return
         poison(model, pade.matched[0])
         predicted = tensors(fast(**step_inputs(entry, 3)))
     assert accel.stats(fast).predicted_steps == 1

@@ -85,7 +85,8 @@ def test_interval() -> None:
 
 
 def test_listed_computes_what_lies_beyond_the_list() -> None:
-    assert run(Listed((0, 1, 4)), 7, None) == [0, 1, 4, 5, 6]
+    assert run(Listed((0, 1, 4)), 10, None) == [0, 1, 4, 8, 9]
+    assert run(Listed((0,)), 3, None) == [0, 1, 2]
 
 
 def test_listed_beyond_the_run() -> None:
