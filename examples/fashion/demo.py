@@ -152,7 +152,7 @@ def _draw(path: Path, plain: Tensor, fast: Tensor, rows: Sequence[Row]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 3, figsize=(15, 2.4 + 0.36 * len(plain) / 10 * 3))
+    figure, axes = pyplot.subplots(1, 3, figsize=(15, 2.4 + 0.1 * len(plain)))
     titles = (
         f"{rows[0].name}: {rows[0].seconds:.2f} s",
         f"{rows[2].name}: {rows[2].seconds:.2f} s ({rows[2].speedup:.2f}x), {rows[2].psnr:.1f} dB",
@@ -164,5 +164,5 @@ def _draw(path: Path, plain: Tensor, fast: Tensor, rows: Sequence[Row]) -> None:
         axis.set_title(title, fontsize=10)
         axis.axis("off")
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
     pyplot.close(figure)
