@@ -58,6 +58,11 @@ class PadeOptions:
             raise OptionError(f"max_runs is {self.max_runs}; it has to be at least 1")
         self.plan()  # raises on a malformed schedule
 
+    @property
+    def stability_gate(self) -> Gate | None:
+        """The gate as an object; a dict has become one by now."""
+        return self.gate if isinstance(self.gate, Gate) else None
+
     def plan(self) -> Schedule:
         """The schedule as an object."""
         return parse_schedule(self.schedule, self.preset or "balanced")
@@ -102,6 +107,7 @@ def _build(kind: type[Config], values: Any, where: str) -> Config:
     """A config dataclass from a mapping; an unknown key is an error naming the nearest one."""
     if not isinstance(values, Mapping):
         raise OptionError(f"{where} is {values!r}; it has to be a dict")
+    # A TypeVar can't be bound to "any dataclass", so mypy doubts that this one is.
     known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for key in values:
         if key not in known:

@@ -163,11 +163,11 @@ class PadeGraph:
             return run.computing or not run.residuals
         compute = decide(run, self.schedule)
         if not compute and run.signals is not None:
-            gate = self.options.gate
+            gate = self.options.stability_gate
             if not run.signals.finite or run.signals.error > self.options.max_error:
                 counters.untrusted_steps += 1
                 compute = True
-            elif gate is not None and not gate.allows(run.signals):  # type: ignore[union-attr]
+            elif gate is not None and not gate.allows(run.signals):
                 counters.gated_steps += 1
                 compute = True
         run.computing = compute

@@ -26,8 +26,8 @@ __all__ = [
 PRESETS = {"quality": 0.5, "balanced": 0.4, "fast": 0.3}
 
 # Where the computed steps lie: almost evenly over the first END of the run, a little closer
-# together at its start. Measured on the reference model (examples/fashion; a local search over
-# all placements): the last steps add least, so they are better predicted than computed.
+# together at its start. The curve follows what a local search found for 8 of 20 steps on the
+# reference model (examples/fashion, one seed): the last steps add least, so they are predicted.
 GROWTH = 1.1
 END = 0.85
 FEWEST = 4  # a run of so few steps is computed in full

@@ -84,10 +84,12 @@ def run(
     total, done = len(contestants) * (1 + repeats), 0
 
     def sample(one: _Contestant, text: str) -> Tensor:
-        state = noise
-        for step, state in enumerate(model.sample(one.network, noise, labels, steps=one.steps)):  # noqa: B007
-            progress(f"{text}: {one.name}", (done + (step + 1) / one.steps) / total)
-        return state
+        picture = noise
+        states = model.sample(one.network, noise, labels, steps=one.steps)
+        for step, state in enumerate(states, start=1):
+            picture = state
+            progress(f"{text}: {one.name}", (done + step / one.steps) / total)
+        return picture
 
     for one in contestants:
         with torch.no_grad():

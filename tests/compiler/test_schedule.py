@@ -15,7 +15,7 @@ def run(schedule: object, steps: int, known: int | None) -> list[int]:
     computed: list[int] = []
     for step in range(steps):
         last = computed[-1] if computed else -1
-        if not computed or schedule.computes(step, last, known):  # type: ignore[attr-defined]
+        if not computed or schedule.computes(step, last, known):
             computed.append(step)
     return computed
 
@@ -65,12 +65,12 @@ def test_length_of_shifted_flows_is_exact(steps: int, shift: float, unit: float,
 
 def test_length_of_other_runs_is_near() -> None:
     ddim = [float(t) for t in range(981, 0, -20)]
-    assert abs(estimate_steps(ddim[:3]) - 50) <= 1  # type: ignore[operator]
+    assert abs(estimate_steps(ddim[:3]) - 50) <= 1
     rising = [i / 20 for i in range(20)]
     assert estimate_steps(rising[:3]) == 20
     heun = [1.0] + [t for i in range(1, 20) for t in (1 - i / 20,) * 2]
     assert estimate_steps([1.0, 0.95]) == 20
-    assert abs(estimate_steps(heun[:9]) - len(heun)) <= 4  # type: ignore[operator]
+    assert abs(estimate_steps(heun[:9]) - len(heun)) <= 4
 
 
 @pytest.mark.parametrize("times", [[1.0], [1.0, 1.0], [1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])

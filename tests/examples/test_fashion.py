@@ -12,7 +12,7 @@ from accel.examples.fashion import classifier, measure, model
 
 def pictures(network: object, count: int = 20, steps: int = 20) -> torch.Tensor:
     start = torch.randn(count, 1, 28, 28, generator=torch.Generator().manual_seed(5))
-    *_, last = model.sample(network, start, torch.arange(count) % 10, steps=steps)  # type: ignore[arg-type]
+    *_, last = model.sample(network, start, torch.arange(count) % 10, steps=steps)
     return last
 
 

@@ -42,7 +42,7 @@ def drop_an_output(module: fx.GraphModule) -> None:
 
 def swap_the_output(module: fx.GraphModule) -> None:
     (results,) = module.graph.output_node().args
-    module.graph.output_node().args = ((results[1], *results[1:]),)  # type: ignore[index]
+    module.graph.output_node().args = ((results[1], *results[1:]),)
 
 
 def rename_an_input(module: fx.GraphModule) -> None:
@@ -52,7 +52,7 @@ def rename_an_input(module: fx.GraphModule) -> None:
 def return_the_state_it_got(module: fx.GraphModule) -> None:
     last = module.graph.find_nodes(op="placeholder")[-1]
     (results,) = module.graph.output_node().args
-    module.graph.output_node().args = ((*results[:-1], last),)  # type: ignore[index]
+    module.graph.output_node().args = ((*results[:-1], last),)
 
 
 def lose_a_branch(module: fx.GraphModule) -> None:
