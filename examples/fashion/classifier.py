@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from . import data
 
@@ -41,11 +40,11 @@ class Classifier(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """`[batch, 1, 28, 28]` in [-1, 1] to `[batch, 64]`."""
-        return F.relu(self.hidden(self.convolutions(images)))
+        return nn.functional.relu(self.hidden(self.convolutions(images)))
 
     def forward(self, images: Tensor) -> Tensor:
         """Class logits `[batch, 10]`."""
-        return self.output(F.dropout(self.features(images), 0.3, self.training))
+        return self.output(nn.functional.dropout(self.features(images), 0.3, self.training))
 
     @torch.no_grad()
     def frechet_distance(self, images: Tensor) -> float:
@@ -92,7 +91,7 @@ def main(epochs: int = 5, batch: int = 128, seed: int = 0) -> None:
         order = torch.randperm(len(images))
         for start in range(0, len(images) - batch + 1, batch):
             chosen = order[start : start + batch]
-            loss = F.cross_entropy(network(images[chosen]), labels[chosen])
+            loss = nn.functional.cross_entropy(network(images[chosen]), labels[chosen])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
