@@ -70,13 +70,14 @@ def accel_backend(
     config = torch._inductor.list_mode_options(mode) if mode and mode != "default" else None
     function = lower(program.module, parsed.lowering, program.training, config)
     placeholders = module.graph.find_nodes(op="placeholder")
+    owned = [index for index, node in enumerate(placeholders) if is_model_state(node)]
+    owner = owned[0] if owned else None
     if program.state is not None:
         pade = parsed.pade_options
         assert pade is not None
-        function = PadeGraph(function, placeholders, program.outputs, program.state, pade)
-    owned = [index for index, node in enumerate(placeholders) if is_model_state(node)]
+        function = PadeGraph(function, placeholders, program.outputs, program.state, pade, owner)
     calls = sum(node.op.startswith("call") for node in module.graph.nodes)
-    return CompiledGraph(function, calls, results, parsed, owned[0] if owned else None)
+    return CompiledGraph(function, calls, results, parsed, owner)
 
 
 def compiled_graphs(parameters: frozenset[int]) -> list[CompiledGraph]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..passes.graphs import is_model_state, value_of
+from ..passes.graphs import value_of
 from ..passes.pade import StackState
 from .gate import Signals
 from .options import PadeOptions
@@ -64,6 +64,7 @@ class PadeGraph:
         outputs: int,
         state: StackState,
         options: PadeOptions,
+        owner_index: int | None,
     ) -> None:
         self.number = next(_numbers)
         self.function = function
@@ -78,8 +79,7 @@ class PadeGraph:
             for index, node in enumerate(placeholders)
             if isinstance(value_of(node), torch.SymInt)
         }
-        model_state = [index for index, node in enumerate(placeholders) if is_model_state(node)]
-        self.owner_index = model_state[0] if model_state else None
+        self.owner_index = owner_index
         _graphs.add(self)
 
     def __call__(self, *inputs: Any) -> tuple[Any, ...]:
@@ -97,7 +97,7 @@ class PadeGraph:
             *arguments,
         )
         with self.lock:
-            self._record(run, relation, compute, times[0], results[self.outputs :])
+            self._record(run, compute, times[0], results[self.outputs :])
         return tuple(results[: self.outputs])
 
     # Locating
@@ -242,9 +242,7 @@ class PadeGraph:
             total = total + each
         return total
 
-    def _record(
-        self, run: Run, relation: Relation, compute: bool, times: Tensor, state: Sequence[Tensor]
-    ) -> None:
+    def _record(self, run: Run, compute: bool, times: Tensor, state: Sequence[Tensor]) -> None:
         predictor = self.state.predictor
         signals, per_stream = state[0], self.state.outputs_per_stream
         residuals = [state[1 + i * per_stream] for i in range(len(self.state.streams))]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import enum
-import hashlib
-import inspect
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,7 +11,7 @@ from torch import fx
 
 from .graphs import mark_inputs
 
-__all__ = ["GraphPass", "PassResult", "Program", "Reason", "Skip", "source_digest"]
+__all__ = ["GraphPass", "PassResult", "Program", "Reason", "Skip"]
 
 
 class Reason(enum.Enum):
@@ -26,7 +24,6 @@ class Reason(enum.Enum):
     TRAINING = "training graph"
     IMPURE = "side effects inside the region"
     NOT_ISOMORPHIC = "blocks differ"
-    TOO_FEW = "too few blocks"
     BROKEN = "failed verification"
     UNSUPPORTED_VALUE = "a value that cannot cross the region's border"
 
@@ -58,12 +55,11 @@ class PassResult:
 class Program:
     """A graph on its way through the passes, with the state that was added so far.
 
-    The module's first `inputs` placeholders and first `outputs` results are the caller's, in the
-    caller's order; all that follow belong to `state`.
+    The caller's inputs and its `outputs` results come first, in the caller's order; all that follow
+    belong to `state`.
     """
 
     module: fx.GraphModule
-    inputs: int
     outputs: int
     training: bool
     state: Any = None  # pade.StackState
@@ -80,7 +76,6 @@ class Program:
         (results,) = module.graph.output_node().args
         return Program(
             module=module,
-            inputs=len(placeholders),
             outputs=len(results) if isinstance(results, (tuple, list)) else 1,
             training=torch.is_grad_enabled() and needs_gradient,
         )
@@ -93,12 +88,3 @@ class GraphPass(Protocol):
     def name(self) -> str: ...
 
     def run(self, program: Program) -> tuple[Program, PassResult]: ...
-
-
-def source_digest(*objects: Any) -> str:
-    """A hash of the source files in which `objects` are defined, for compile caches."""
-    digest = hashlib.sha256()
-    for file in sorted({inspect.getfile(item) for item in objects}):
-        with open(file, "rb") as stream:
-            digest.update(stream.read())
-    return digest.hexdigest()[:16]

@@ -280,7 +280,7 @@ def _partner(output: fx.Node, inside: set[fx.Node], entering: Sequence[fx.Node])
     )
 
 
-def _closed(graph: fx.Graph, tagged: set[fx.Node]) -> set[fx.Node]:
+def _closed(tagged: set[fx.Node]) -> set[fx.Node]:
     """`tagged` and all nodes on paths between them (the glue between blocks)."""
     return descendants(tagged) & ancestors(tagged)
 
@@ -289,7 +289,7 @@ def _try_region(graph: fx.Graph, stacks: Sequence[Stack]) -> Region | Skip:
     order = {node: position for position, node in enumerate(graph.nodes)}
     tagged = {n for stack in stacks for block in stack.blocks for n in block.nodes}
     tagged = {node for node in tagged if node.op not in ("placeholder", "get_attr", "output")}
-    closed = _closed(graph, tagged)
+    closed = _closed(tagged)
     last_block = {n for n in stacks[-1].blocks[-1].nodes if n in closed}
     dependent = descendants(last_block)
 
