@@ -38,6 +38,9 @@ class CompiledGraph:
         owner_index: int | None,
     ) -> None:
         self.number = next(_numbers)
+        # Graphs of one frame are recompilations of each other; other frames are graph breaks.
+        compile_id = torch._guards.CompileContext.current_compile_id()
+        self.frame = compile_id.frame_id if compile_id is not None else -self.number - 1
         self.calls = calls
         self.options = options
         self.call = call

@@ -46,7 +46,7 @@ class Report:
 
     graphs: tuple[GraphReport, ...]
     options: Options
-    fullgraph: bool
+    fullgraph: bool  # whether the model is captured as one graph
 
     @property
     def passes(self) -> dict[str, PassReport]:
@@ -64,7 +64,8 @@ class Report:
 
     def __str__(self) -> str:
         lines = [
-            "one graph (fullgraph=True)"
+            "captured whole (fullgraph=True)"
+            + (f", compiled {len(self.graphs)} times" if len(self.graphs) > 1 else "")
             if self.fullgraph
             else f"{len(self.graphs)} graphs: torch.compile can't capture this model as one"
         ]
@@ -133,7 +134,7 @@ def report_of(compiled: Any) -> Report:
             "the model has no graph compiled by accel yet; call it once, or use accel.explain"
         )
     reports = tuple(GraphReport(graph.calls, graph.results) for graph in graphs)
-    return Report(reports, graphs[0].options, len(reports) == 1)
+    return Report(reports, graphs[0].options, len({graph.frame for graph in graphs}) == 1)
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,8 @@ class Stats:
     nonfinite_steps: computed steps with NaN or Inf in the residual; kept out of the history.
     runs: sampling runs begun. unmatched_calls: calls that looked like no known run although their
         conditions were known; each began a run of its own.
-    recompiles: graphs compiled beyond the first. state_bytes: held now.
+    recompiles: graphs compiled again for other shapes or settings (not those of a graph break).
+    state_bytes: held now.
     last_error: relative error that the prediction would have had at the last computed step.
     """
 
@@ -196,7 +198,7 @@ def stats(compiled: Any) -> Stats:
         nonfinite_steps=total("nonfinite_steps"),
         runs=sum(each.started for each in runs),
         unmatched_calls=sum(each.unmatched for each in runs),
-        recompiles=len(graphs) - 1,
+        recompiles=len(graphs) - len({graph.frame for graph in graphs}),
         state_bytes=sum(each.bytes() for each in runs),
         last_error=counters[-1].last_error if counters else float("nan"),
     )

@@ -63,7 +63,7 @@ class StackState:
         for each stream: `history` residuals, newest first, then (only if the predictor reads
             inputs) the stack's input on the previous step
     Extra outputs:
-        signals    float32 [3]: see `kernels.predictors.signals`
+        signals    float32 [3]: see `kernels.predictors.signals`; the worst of all streams
         for each stream: the residual, then (as above) the stack's input
     """
 
@@ -202,10 +202,14 @@ class PadePass:
             for output, partner in zip(outputs, partners, strict=True):
                 arguments = [mapping[output], mapping[partner]]
                 results += inline(graph, _computed, arguments)
-            earlier = [mapping[node] for node in residuals[0]]
-            arguments = [results[1], predicted(graph, mapping, 0), *earlier]
-            judged = inline(graph, lambda new, guess, *old: signals(new, old, guess), arguments)
-            return [*results, *judged]
+            judged = []
+            for stream, residual in enumerate(results[1::2]):
+                earlier = [mapping[node] for node in residuals[stream]]
+                arguments = [residual, predicted(graph, mapping, stream), *earlier]
+                judged += inline(
+                    graph, lambda new, guess, *old: signals(new, old, guess), arguments
+                )
+            return [*results, *inline(graph, _worst, judged)]
 
         def predict(graph: fx.Graph, mapping: dict[fx.Node, fx.Node]) -> list[fx.Node]:
             results = []
@@ -275,6 +279,14 @@ def _filled_in(dtype: torch.dtype) -> Callable[[Tensor, Tensor], tuple[Tensor, T
         return (partner + residual).to(dtype), residual.to(dtype)
 
     return function
+
+
+def _worst(*signals: Tensor) -> Tensor:
+    """The signals of all streams in one: finite only if all are; the largest turn and error."""
+    if len(signals) == 1:
+        return signals[0]
+    together = torch.stack(signals)
+    return torch.cat([together[:, :1].amin(0), together[:, 1:].amax(0)])
 
 
 def _no_signals(remaining: Tensor) -> Tensor:

@@ -197,6 +197,30 @@ def test_two_interleaved_runs_with_one_prompt() -> None:
     assert (stats.full_steps, stats.predicted_steps, stats.runs) == (16, 24, 2)
 
 
+def test_one_prompt_at_two_stages() -> None:
+    """A request that begins while another with the same prompt is half way through.
+
+    The late one may cost the early one its state, which is then computed anew; neither may take
+    over the other's.
+    """
+    model, fast = dit(), compiled(dit())
+    plain = [euler(model, noise(seed=seed), LABELS)[-1] for seed in (1, 2)]
+    states, outputs = [noise(seed=1), noise(seed=2)], [torch.zeros(0)] * 2
+    with torch.no_grad():
+        for tick in range(30):
+            for index, step in enumerate((tick, tick - 10)):
+                if 0 <= step < 20:
+                    timestep = torch.full((2,), (1 - step / 20) * 1000)
+                    out = fast(states[index], timestep=timestep, class_labels=LABELS).sample
+                    outputs[index] = out
+                    states[index] = states[index] - out * 0.3 / 20
+    for got, expected in zip(outputs, plain, strict=True):
+        assert relative(got, expected) < 0.2
+    stats = accel.stats(fast)
+    assert stats.predicted_steps >= 12
+    assert stats.runs <= 4
+
+
 def test_heun_evaluates_twice_at_one_time() -> None:
     fast = compiled(dit())
     plain = dit()

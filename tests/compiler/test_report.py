@@ -72,3 +72,31 @@ def test_command_line_lists_its_commands() -> None:
     assert result.returncode == 0
     assert "demo" in result.stdout
     assert "explain" in result.stdout
+
+
+def test_graph_breaks_are_not_recompilations() -> None:
+    class Breaks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first(x)
+            torch._dynamo.graph_break()
+            return self.second(x)
+
+    model = Breaks()
+    fast = torch.compile(model, backend="accel", options={"lowering": "eager"})
+    with torch.no_grad():
+        fast(torch.ones(2, 4))
+        assert accel.stats(fast).recompiles == 0
+        assert "2 graphs" in str(accel.report_of(fast))
+        assert "2 graphs" in str(accel.explain(model, torch.ones(2, 4)))
+
+
+def test_another_batch_size_is_a_recompilation_of_one_graph() -> None:
+    fast = torch.compile(dit(), backend="accel", options={"lowering": "eager"})
+    for batch in (2, 3):
+        euler(fast, noise(batch), torch.arange(batch), steps=2)
+    assert accel.stats(fast).recompiles == 1
+    assert "captured whole (fullgraph=True), compiled 2 times" in str(accel.report_of(fast))
