@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import fx
 
 from ..passes.graphs import value_of
@@ -43,5 +44,8 @@ def lower(
     for name, child in module.named_modules():
         if name.rpartition(".")[2].startswith("accel_block_"):
             child.meta["nested_region_config"] = NestedCompileRegionOptions(decompositions=table)
-    compiled: Any = compile_fx(module, fakes, config_patches=dict(config) if config else None)
+    # It also reads the outer backward graph's list of inputs that may be overwritten as if it were
+    # the shared subgraph's, and overwrites a gradient that is still needed.
+    with torch._functorch.config.patch(donated_buffer=False):
+        compiled: Any = compile_fx(module, fakes, config_patches=dict(config) if config else None)
     return compiled

@@ -51,12 +51,11 @@ def _settles(node: fx.Node) -> bool:
 
     The first block often reads such a one (a transposed convolution, say) and would otherwise
     differ from all others. An expanded value (stride 0) stays as it is: copying it costs memory.
-    So does one that gradients flow through: with Inductor (torch 2.13) they came out wrong.
     """
     value = value_of(node)
     if not isinstance(value, Tensor) or is_model_state(node) or node.op == "placeholder":
         return False
-    return not value.is_contiguous() and 0 not in value.stride() and not value.requires_grad
+    return not value.is_contiguous() and 0 not in value.stride()
 
 
 def _describe(node: fx.Node) -> Any:
