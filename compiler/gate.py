@@ -6,19 +6,11 @@ import math
 from dataclasses import dataclass
 
 from ..kernels.errors import OptionError
+from ..kernels.predictors import Signals
 
-__all__ = ["Gate", "Signals"]
+__all__ = ["Gate"]
 
 SCORES = ("half-chord", "chord", "chord-sum", "error")
-
-
-@dataclass(frozen=True)
-class Signals:
-    """What a computed step said about predictability (see `kernels.predictors.signals`)."""
-
-    finite: bool
-    turn: float
-    error: float
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,15 @@ import itertools
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from ..kernels.predictors import judge
 from ..passes.graphs import value_of
 from ..passes.pade import StackState
-from .gate import Signals
 from .options import PadeOptions
 from .trajectory import Call, Relation, Run, Runs, current_explicit, decide, digest, sketch
 
@@ -88,16 +88,10 @@ class PadeGraph:
             runs = self._runs(model, inputs)
             run, relation = runs.locate(self._call(model, inputs))
             compute = self._decide(model, run, relation)
-            times, arguments = self._arguments(run, inputs)
-        results = self.function(
-            *inputs,
-            torch.tensor(compute),
-            torch.tensor(self._remaining(run), device=times.device),
-            times,
-            *arguments,
-        )
+            now, arguments = self._arguments(run, inputs)
+        results = self.function(*inputs, torch.tensor(compute), *arguments)
         with self.lock:
-            self._record(run, compute, times[0], results[self.outputs :])
+            self._record(run, compute, now, results[self.outputs :])
         return tuple(results[: self.outputs])
 
     # Locating
@@ -179,18 +173,20 @@ class PadeGraph:
 
     def _read_signals(self, counters: Counters, run: Run) -> None:
         """Take in what the last computed step said. Waits for the device, one step late."""
-        if run.pending_signals is None:
+        if run.pending_moments is None:
             return
-        finite, turn, error = run.pending_signals.tolist()
-        run.pending_signals = None
-        first = len(run.history_times) < 2
-        # On a run's first step there was nothing to predict from: its error means nothing.
-        run.signals = Signals(finite == 1.0, turn, 0.0 if first or error != error else error)
-        if not run.signals.finite:
+        run.moments = [each.cpu().double() for each in run.pending_moments]
+        run.pending_moments = None
+        signals = judge(run.moments)
+        if len(run.history_times) < 2:
+            # On a run's first step there was nothing to predict from: its error means nothing.
+            signals = replace(signals, turn=0.0, error=0.0)
+        else:
+            counters.last_error = signals.error
+        run.signals = signals
+        if not signals.finite:
             counters.nonfinite_steps += 1
             run.drop_newest()
-        elif not first:
-            counters.last_error = error
 
     def _remaining(self, run: Run) -> float:
         if run.steps:
@@ -209,32 +205,40 @@ class PadeGraph:
         return int(expression.subs(values))
 
     def _arguments(self, run: Run, inputs: Sequence[Any]) -> tuple[Tensor, list[Tensor]]:
-        """The times and history of a run in the graph's form, missing entries filled in."""
-        predictor, streams = self.state.predictor, self.state.streams
-        shapes = [tuple(self._size(size, inputs) for size in s.shape) for s in streams]
-        batch = self._size(self.state.batch, inputs)
-        now = self._sample_times(inputs, batch, streams[0].device)
+        """The step's own times and a run's state in the graph's form, missing entries filled in."""
+        predictor = self.state.predictor
+        now = self._sample_times(inputs, self._size(self.state.batch, inputs))
         history = run.history_times or [now]
         missing = predictor.history - len(history)
         times = torch.stack([now, *history, *[history[-1]] * missing])
+        remaining = torch.tensor(self._remaining(run), dtype=times.dtype)
         arguments: list[Tensor] = []
-        for index, (stream, shape) in enumerate(zip(streams, shapes, strict=True)):
+        for index, stream in enumerate(self.state.streams):
+            if run.moments and run.moments_fit:
+                moments = run.moments[index]
+            else:
+                sizes = [self._size(size, inputs) for size in stream.moments]
+                moments = torch.zeros(sizes, dtype=times.dtype)
+            coefficients = predictor.coefficients(times, remaining, moments)
+            if coefficients is not None:
+                arguments.append(coefficients.to(stream.device, torch.float32))
             known = run.residuals[index] if run.residuals else []
             if not known:
+                shape = [self._size(size, inputs) for size in stream.shape]
                 known = [torch.zeros(shape, dtype=stream.dtype, device=stream.device)]
             arguments += [*known, *[known[-1]] * (predictor.history - len(known))]
             if predictor.reads_inputs:
                 arguments.append(
                     run.previous_inputs[index] if run.previous_inputs else known[0] * 0
                 )
-        return times, arguments
+        return now, arguments
 
-    def _sample_times(self, inputs: Sequence[Any], batch: int, device: torch.device) -> Tensor:
-        """The timestep of every sample, float32 `[batch]`."""
+    def _sample_times(self, inputs: Sequence[Any], batch: int) -> Tensor:
+        """The timestep of every sample, float64 `[batch]` on the CPU."""
         values = [torch.as_tensor(inputs[index]) for index in self.state.clock.times]
-        total = torch.zeros(batch, device=device)
+        total = torch.zeros(batch, dtype=torch.float64)
         for value in values:
-            each = value.to(device=device, dtype=torch.float32)
+            each = value.detach().to("cpu", torch.float64)
             # [batch, tokens]: one time a sample, that of its noisiest token.
             each = each.flatten(1).amax(1) if each.dim() > 1 else each.flatten()
             if each.numel() not in (1, batch):
@@ -244,13 +248,13 @@ class PadeGraph:
 
     def _record(self, run: Run, compute: bool, times: Tensor, state: Sequence[Tensor]) -> None:
         predictor = self.state.predictor
-        signals, per_stream = state[0], self.state.outputs_per_stream
-        residuals = [state[1 + i * per_stream] for i in range(len(self.state.streams))]
+        width = self.state.outputs_per_stream
+        residuals = list(state[1::width])
         if predictor.reads_inputs:
-            run.previous_inputs = [state[2 + i * per_stream] for i in range(len(residuals))]
+            run.previous_inputs = list(state[2::width])
         if compute:
             run.last_computed = run.step
-            run.pending_signals = signals
+            run.pending_moments = list(state[::width])
         if compute or predictor.keeps_predictions:
             run.push(residuals, times, predictor.history)
         if run.steps is not None and run.step >= run.steps - 1:

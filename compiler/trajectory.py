@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .gate import Signals
+from ..kernels.predictors import Signals
 from .schedule import Schedule, estimate_steps
 
 __all__ = ["Call", "Explicit", "Relation", "Run", "Runs", "current_explicit",
@@ -103,7 +103,10 @@ class Relation(enum.Enum):
 class Run:
     """One sampling run and its state.
 
-    residuals: for each stream, the newest first; history_times: the time of each, `[batch]` each.
+    residuals: for each stream, the newest first; history_times: the time of each, `[batch]` each,
+        on the CPU; moments: for each stream, of the newest computed residual, on the CPU;
+        pending_moments: the same before they have been read from the device;
+        moments_fit: whether they describe the history.
     """
 
     conditions: tuple[object, ...]
@@ -116,7 +119,9 @@ class Run:
     residuals: list[list[Tensor]] = field(default_factory=list)
     history_times: list[Tensor] = field(default_factory=list)
     previous_inputs: list[Tensor] = field(default_factory=list)
-    pending_signals: Tensor | None = None
+    pending_moments: list[Tensor] | None = None
+    moments: list[Tensor] = field(default_factory=list)
+    moments_fit: bool = True
     signals: Signals | None = None
 
     def relate(self, call: Call, single: bool) -> tuple[Relation, float]:
@@ -146,9 +151,14 @@ class Run:
         self.conditions = call.conditions
 
     def push(self, residuals: list[Tensor], times: Tensor, history: int) -> None:
-        """Add a step's residuals to the history; two at the same time replace each other."""
+        """Add a step's residuals to the history; two at the same time replace each other.
+
+        The moments of a residual that replaces another were taken against that other one, so
+        they don't describe the history that remains.
+        """
         same_time = bool(self.history_times) and torch.equal(times, self.history_times[0])
         start = 1 if same_time else 0
+        self.moments_fit = not same_time
         self.history_times = [times, *self.history_times[start:]][:history]
         if not self.residuals:
             self.residuals = [[] for _ in residuals]
@@ -161,10 +171,12 @@ class Run:
         """Forget the newest residuals (they were not finite)."""
         self.residuals = [old[1:] for old in self.residuals]
         self.history_times = self.history_times[1:]
+        self.moments = []
 
     def release(self) -> None:
         """Free the state; the run can still be recognised."""
         self.residuals, self.history_times, self.previous_inputs = [], [], []
+        self.moments, self.pending_moments = [], None
 
     def bytes(self) -> int:
         """Bytes of state held."""

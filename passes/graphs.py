@@ -33,6 +33,7 @@ __all__ = [
     "mark_inputs",
     "module_path",
     "mutated",
+    "settle",
     "storage_root",
     "submodule_name",
     "unsafe_effect",
@@ -324,6 +325,21 @@ def gather(graph: fx.Graph, nodes: Sequence[fx.Node]) -> None:
     for node in after:
         anchor.append(node)
         anchor = node
+
+
+def settle(
+    graph: fx.Graph, region: Sequence[fx.Node], operands: Sequence[fx.Node]
+) -> dict[fx.Node, fx.Node]:
+    """Copy operands of a region into plain layout, in front of it; the copies by operand."""
+    settled = {}
+    for operand in operands:
+        value = value_of(operand)
+        with graph.inserting_before(region[0]), value.fake_mode:
+            settled[operand] = graph.call_method("contiguous", (operand,))
+            settled[operand].meta["example_value"] = value.contiguous()
+        for node in region:
+            node.replace_input_with(operand, settled[operand])
+    return settled
 
 
 class _Recorder(TorchFunctionMode):

@@ -27,6 +27,7 @@ from .graphs import (
     is_model_state,
     live_ins,
     live_outs,
+    settle,
     storage_root,
     submodule_name,
     unsafe_effect,
@@ -150,19 +151,6 @@ def _piece(graph: fx.Graph, block: Block) -> _Piece | Skip:
     return piece
 
 
-def _settle(graph: fx.Graph, piece: _Piece) -> None:
-    """Copy rearranged operands of a piece into plain layout, in front of it."""
-    for operand in live_ins(piece.nodes):
-        if not _settles(operand):
-            continue
-        value = value_of(operand)
-        with graph.inserting_before(piece.nodes[0]), value.fake_mode:
-            plain = graph.call_method("contiguous", (operand,))
-            plain.meta["example_value"] = value.contiguous()
-        for node in piece.nodes:
-            node.replace_input_with(operand, plain)
-
-
 def _modules(module: fx.GraphModule) -> Iterator[fx.GraphModule]:
     """A graph module and the branches that its graph refers to."""
     yield module
@@ -222,7 +210,8 @@ class OutlinePass:
         graph, first = module.graph, group[0]
         attribute = submodule_name(module, "accel_block")
         for piece in group:
-            _settle(graph, piece)
+            rearranged = [node for node in live_ins(piece.nodes) if _settles(node)]
+            settle(graph, piece.nodes, rearranged)
         body = extract(
             module,
             first.nodes,

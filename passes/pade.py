@@ -3,7 +3,7 @@
     stream --> [ blocks ] --> output          becomes
 
     stream --> cond(compute, blocks, predict) --> output
-                     ^ history, times, remaining: new inputs      new outputs: residuals, signals
+                     ^ history, coefficients: new inputs          new outputs: residuals, moments
 
 The rewritten graph is a pure function; whoever runs it owns the state (`StackState` says what).
 The idea is TC-Padé's (arXiv 2603.02943): predict the residual of the entire stack. The branch
@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from ..kernels.predictors import Predictor, signals
+from ..kernels.predictors import MOMENTS, Predictor, moments
+from ..kernels.predictors.base import reduced_dims
 from .base import PassResult, Program, Reason, Skip
 from .blocks import Region, find_region
 from .clock import Clock, find_clock
@@ -34,22 +36,22 @@ from .graphs import (
     hint,
     inline,
     live_ins,
+    settle,
     submodule_name,
     value_of,
 )
 
 __all__ = ["PadePass", "StackState", "StreamState"]
 
-SIGNALS = 3  # finite, turn, error: see kernels.predictors.signals
-
 
 @dataclass(frozen=True)
 class StreamState:
-    """Shape (a size may be symbolic) and type of one predicted residual."""
+    """Shape (a size may be symbolic) and type of one predicted residual; shape of its moments."""
 
     shape: tuple[Any, ...]
     dtype: torch.dtype
     device: torch.device
+    moments: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,14 @@ class StackState:
 
     Extra inputs, in this order:
         compute    0-d bool on the CPU: run the blocks, or predict
-        remaining  0-d float32: fraction of the run still to go
-        times      float32 [history + 1, batch]: the step's own time, then the history's
-        for each stream: `history` residuals, newest first, then (only if the predictor reads
-            inputs) the stack's input on the previous step
+        for each stream: the predictor's `coefficients` for this step, float32 (where it has any),
+            `history` residuals, newest first, then (only if it reads inputs) the stack's input on
+            the previous step
     Extra outputs:
-        signals    float32 [3]: see `kernels.predictors.signals`; the worst of all streams
-        for each stream: the residual, then (as above) the stack's input
+        for each stream: its moments, float32 (see `kernels.predictors.moments`; zeros where the
+            step was predicted), the residual, then (as above) the stack's input
+
+    batch: samples whose times differ; 1 where the streams lay their samples end to end.
     """
 
     streams: tuple[StreamState, ...]
@@ -79,7 +82,7 @@ class StackState:
 
     @property
     def outputs_per_stream(self) -> int:
-        return 1 + self.predictor.reads_inputs
+        return 2 + self.predictor.reads_inputs
 
     def bytes(self) -> int:
         """Bytes of one run's state, with symbolic sizes at their hints."""
@@ -130,133 +133,196 @@ class PadePass:
         module, mapping = copy_module(program.module)
         graph = module.graph
         nodes = [mapping[node] for node in region.nodes]
-        partners = [mapping[stream.partner] for stream in region.streams]
         outputs = [mapping[stream.output] for stream in region.streams]
         values = [value_of(node) for node in outputs]
-        predictor, history = self.predictor, self.predictor.history
-        fake = fake_mode(graph)
+        # Streams that lay their samples end to end have no batch dimension to tell apart.
+        batch = values[0].shape[0] if len({str(value.shape[0]) for value in values}) == 1 else 1
+        with fake_mode(graph):
+            compute = add_placeholder(module, "accel_compute", torch.ones((), dtype=torch.bool))
+            states = [self._add_state(module, i, v, batch) for i, v in enumerate(values)]
 
-        with fake:
-            # Streams that lay their samples end to end have no batch dimension to tell apart.
-            sizes = {str(value.shape[0]) for value in values}
-            batch = values[0].shape[0] if len(sizes) == 1 else 1
-            device = values[0].device
-            extra = [
-                add_placeholder(module, "accel_compute", torch.ones((), dtype=torch.bool)),
-                add_placeholder(module, "accel_remaining", torch.ones((), device=device)),
-                add_placeholder(
-                    module, "accel_times", torch.zeros(history + 1, batch, device=device)
-                ),
-            ]
-            compute, remaining, times = extra
-            residuals: list[list[fx.Node]] = []
-            previous: list[fx.Node] = []
-            for index, value in enumerate(values):
-                residuals.append(
-                    [
-                        add_placeholder(module, f"accel_residual_{index}_{age}", _blank(value))
-                        for age in range(history)
-                    ]
-                )
-                if predictor.reads_inputs:
-                    name = f"accel_previous_{index}"
-                    previous.append(add_placeholder(module, name, _blank(value)))
-
-        inside = set(nodes)
-        first = nodes[0]
-        entering = [node for node in live_ins(nodes) if node not in partners]
         # The branch is entered before the first node that reads its results, and after all that
         # it reads: everything in between that is not in the region is moved out of the way.
         gather(graph, nodes)
+        partners = [mapping[stream.partner] for stream in region.streams]
+        entering = [node for node in live_ins(nodes) if node not in partners]
         # Inductor may pick another layout for a value than the one that the branch was traced
         # with; making it contiguous settles it. A contiguous value stays the same tensor.
-        with graph.inserting_before(first):
-            settled = {}
-            for node in [*partners, *entering]:
-                value = value_of(node)
-                if node.op == "placeholder" or not isinstance(value, Tensor):
-                    continue
-                if node in partners or not value.is_contiguous():
-                    settled[node] = graph.call_method("contiguous", (node,))
-                    with fake:
-                        settled[node].meta["example_value"] = value.contiguous()
-        operands = [settled.get(node, node) for node in [*partners, *entering]]
-        state_nodes = [remaining, times, *(n for each in residuals for n in each), *previous]
-        operands = list(dict.fromkeys([*operands, *state_nodes]))
-        for node in nodes:
-            for old, new in settled.items():
-                node.replace_input_with(old, new)
+        rearranged = [
+            node
+            for node in [*partners, *entering]
+            if node.op != "placeholder"
+            and isinstance(value_of(node), Tensor)
+            and (node in partners or not value_of(node).is_contiguous())
+        ]
+        settled = settle(graph, nodes, rearranged)
         partners = [settled.get(node, node) for node in partners]
+        operands = [*partners, *(settled.get(node, node) for node in entering)]
+        for state in states:
+            operands += state.all()
+        operands = list(dict.fromkeys(operands))
 
-        def predicted(graph: fx.Graph, mapping: dict[fx.Node, fx.Node], stream: int) -> fx.Node:
-            def forecast(*flat: Tensor) -> Tensor:
-                now, left, *inputs = flat[history:]
-                return predictor.predict(flat[:history], now, left, inputs)
+        streams = [_Stream(*each) for each in zip(outputs, partners, values, states, strict=True)]
+        branches = (
+            extract(module, nodes, operands, partial(self._blocks, streams)),
+            extract(module, [], operands, partial(self._predict, streams)),
+        )
+        taken = self._insert_branch(module, nodes, compute, operands, branches, streams)
+        self._return_state(graph, taken, streams)
+        module.recompile()
+        specification = tuple(
+            StreamState(tuple(v.shape), v.dtype, v.device, self._moments_shape(v)) for v in values
+        )
+        return StackState(specification, batch, self.predictor, clock, region.blocks), module
 
-            inputs = [partners[stream], previous[stream]] if previous else []
-            arguments = [*residuals[stream], times, remaining, *inputs]
-            return inline(graph, forecast, [mapping[node] for node in arguments])[0]
+    def _moments_shape(self, value: Tensor) -> tuple[Any, ...]:
+        summed = reduced_dims(self.predictor.granularity, value.dim())
+        kept = (1 if dim in summed else size for dim, size in enumerate(value.shape))
+        return (MOMENTS, *kept)
 
-        def blocks(graph: fx.Graph, mapping: dict[fx.Node, fx.Node]) -> list[fx.Node]:
-            results = []
-            for output, partner in zip(outputs, partners, strict=True):
-                arguments = [mapping[output], mapping[partner]]
-                results += inline(graph, _computed, arguments)
-            judged = []
-            for stream, residual in enumerate(results[1::2]):
-                earlier = [mapping[node] for node in residuals[stream]]
-                arguments = [residual, predicted(graph, mapping, stream), *earlier]
-                judged += inline(
-                    graph, lambda new, guess, *old: signals(new, old, guess), arguments
-                )
-            return [*results, *inline(graph, _worst, judged)]
+    def _add_state(self, module: fx.GraphModule, index: int, value: Tensor, batch: Any) -> _State:
+        """The placeholders of one stream's state."""
 
-        def predict(graph: fx.Graph, mapping: dict[fx.Node, fx.Node]) -> list[fx.Node]:
-            results = []
-            for stream, partner in enumerate(partners):
-                arguments = [mapping[partner], predicted(graph, mapping, stream)]
-                results += inline(graph, _filled_in(values[stream].dtype), arguments)
-            return [*results, *inline(graph, _no_signals, [mapping[remaining]])]
+        def add(name: str, value: Tensor) -> fx.Node:
+            return add_placeholder(module, f"accel_{name}_{index}", value)
 
-        then, otherwise = (
+        predictor, device = self.predictor, value.device
+        known = predictor.coefficients(
+            torch.zeros(predictor.history + 1, batch, device=device),
+            torch.ones((), device=device),
+            torch.zeros(self._moments_shape(value), device=device),
+        )
+        return _State(
+            coefficients=None if known is None else add("coefficients", _blank(known)),
+            residuals=[add(f"residual_{age}", _blank(value)) for age in range(predictor.history)],
+            previous=add("previous", _blank(value)) if predictor.reads_inputs else None,
+        )
+
+    def _forecast(
+        self, graph: fx.Graph, mapping: dict[fx.Node, fx.Node], stream: _Stream
+    ) -> fx.Node:
+        """Append the predictor to a branch."""
+        state, history = stream.state, self.predictor.history
+        optional = [] if state.coefficients is None else [state.coefficients]
+        inputs = [] if state.previous is None else [stream.partner, state.previous]
+
+        def forecast(*flat: Tensor) -> Tensor:
+            rest = list(flat[history:])
+            coefficients = rest.pop(0) if optional else None
+            return self.predictor.predict(flat[:history], coefficients, rest)
+
+        arguments = [*state.residuals, *optional, *inputs]
+        return inline(graph, forecast, [mapping[node] for node in arguments])[0]
+
+    def _blocks(
+        self, streams: Sequence[_Stream], graph: fx.Graph, mapping: dict[fx.Node, fx.Node]
+    ) -> list[fx.Node]:
+        """End of the computed branch: for each stream the output, its residual, its moments."""
+        computed = [
+            inline(graph, _computed, [mapping[stream.output], mapping[stream.partner]])
+            for stream in streams
+        ]
+
+        def measured(actual: Tensor, predicted: Tensor, *earlier: Tensor) -> Tensor:
+            return moments(actual, earlier, predicted, self.predictor.granularity)
+
+        results = []
+        for stream, (output, residual) in zip(streams, computed, strict=True):
+            guess = self._forecast(graph, mapping, stream)
+            earlier = [mapping[node] for node in stream.state.residuals[:2]]
+            results += [output, residual]
+            results += inline(graph, measured, [residual, guess, *earlier])
+        return results
+
+    def _predict(
+        self, streams: Sequence[_Stream], graph: fx.Graph, mapping: dict[fx.Node, fx.Node]
+    ) -> list[fx.Node]:
+        """The predicted branch, with the same results."""
+        results = []
+        for stream in streams:
+            finish = partial(_filled_in, stream.value.dtype, self.predictor.granularity)
+            arguments = [mapping[stream.partner], self._forecast(graph, mapping, stream)]
+            results += inline(graph, finish, arguments)
+        return results
+
+    def _insert_branch(
+        self,
+        module: fx.GraphModule,
+        nodes: Sequence[fx.Node],
+        compute: fx.Node,
+        operands: Sequence[fx.Node],
+        branches: tuple[fx.GraphModule, fx.GraphModule],
+        streams: Sequence[_Stream],
+    ) -> list[fx.Node]:
+        """Put the branch in the place of `nodes`; its results, three for each stream."""
+        graph = module.graph
+        names = (
             submodule_name(module, "accel_blocks"),
             submodule_name(module, "accel_predict"),
         )
-        setattr(module, then, extract(module, nodes, operands, blocks))
-        setattr(module, otherwise, extract(module, [], operands, predict))
-        with graph.inserting_before(first):
-            branch = graph.call_function(
-                torch.ops.higher_order.cond,
-                (compute, graph.get_attr(then), graph.get_attr(otherwise), tuple(operands)),
+        for name, branch in zip(names, branches, strict=True):
+            setattr(module, name, branch)
+        results: list[Tensor] = []
+        with fake_mode(graph):
+            for stream in streams:
+                device = stream.value.device
+                results += [_blank(stream.value), _blank(stream.value)]
+                results.append(torch.zeros(self._moments_shape(stream.value), device=device))
+        taken = []
+        with graph.inserting_before(nodes[0]):
+            references = [graph.get_attr(name) for name in names]
+            call = graph.call_function(
+                torch.ops.higher_order.cond, (compute, *references, tuple(operands))
             )
-            with fake:
-                results = [_blank(value) for value in values for _ in ("output", "residual")]
-                results.append(torch.zeros(SIGNALS, device=device))
-            branch.meta["example_value"] = tuple(results)
-            taken = []
+            call.meta["example_value"] = tuple(results)
             for index, value in enumerate(results):
-                node = graph.call_function(operator.getitem, (branch, index))
+                node = graph.call_function(operator.getitem, (call, index))
                 node.meta["example_value"] = value
                 taken.append(node)
-        new_residuals = taken[1:-1:2]
-        for index, output in enumerate(outputs):
-            output.replace_all_uses_with(
-                taken[2 * index], delete_user_cb=lambda user: user not in inside
+        inside = set(nodes)
+        for index, stream in enumerate(streams):
+            stream.output.replace_all_uses_with(
+                taken[3 * index], delete_user_cb=lambda user: user not in inside
             )
         for node in reversed(nodes):
             graph.erase_node(node)
+        return taken
 
+    def _return_state(
+        self, graph: fx.Graph, taken: Sequence[fx.Node], streams: Sequence[_Stream]
+    ) -> None:
+        """Append the new state to the graph's results."""
         result_node = graph.output_node()
         (old_results,) = result_node.args
-        added: list[fx.Node] = [taken[-1]]
-        for index, residual in enumerate(new_residuals):
-            added.append(residual)
-            if predictor.reads_inputs:
-                added.append(partners[index])
+        added: list[fx.Node] = []
+        for index, stream in enumerate(streams):
+            added += [taken[3 * index + 2], taken[3 * index + 1]]
+            if self.predictor.reads_inputs:
+                added.append(stream.partner)
         result_node.args = ((*_as_tuple(old_results), *added),)
-        module.recompile()
-        streams = tuple(StreamState(tuple(v.shape), v.dtype, v.device) for v in values)
-        return StackState(streams, batch, predictor, clock, region.blocks), module
+
+
+@dataclass(frozen=True)
+class _State:
+    """The placeholders of one stream's state."""
+
+    coefficients: fx.Node | None
+    residuals: list[fx.Node]
+    previous: fx.Node | None
+
+    def all(self) -> list[fx.Node]:
+        optional = [self.coefficients, *self.residuals, self.previous]
+        return [node for node in optional if node is not None]
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """What a rewrite needs of one stream: nodes of the new graph, and the output's fake value."""
+
+    output: fx.Node
+    partner: fx.Node
+    value: Tensor
+    state: _State
 
 
 def _blank(value: Tensor) -> Tensor:
@@ -274,20 +340,10 @@ def _computed(output: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
     return output, (output - partner).to(output.dtype)
 
 
-def _filled_in(dtype: torch.dtype) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    def function(partner: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        return (partner + residual).to(dtype), residual.to(dtype)
-
-    return function
-
-
-def _worst(*signals: Tensor) -> Tensor:
-    """The signals of all streams in one: finite only if all are; the largest turn and error."""
-    if len(signals) == 1:
-        return signals[0]
-    together = torch.stack(signals)
-    return torch.cat([together[:, :1].amin(0), together[:, 1:].amax(0)])
-
-
-def _no_signals(remaining: Tensor) -> Tensor:
-    return torch.stack([remaining * 0 + 1, remaining * 0, remaining * 0])
+def _filled_in(
+    dtype: torch.dtype, granularity: str, partner: Tensor, residual: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    # Only the shape of this sum is used; sizes may be symbols, which can't be written down here.
+    one = partner.float().sum(reduced_dims(granularity, partner.dim()), keepdim=True)
+    no_moments = torch.stack([torch.zeros_like(one)] * MOMENTS)
+    return (partner + residual).to(dtype), residual.to(dtype), no_moments

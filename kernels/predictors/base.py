@@ -1,26 +1,40 @@
-"""What a residual predictor is, and the signals by which a computed step judges it."""
+"""What a residual predictor is, and the moments by which a computed step judges it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["Predictor", "inner", "per_sample", "safe_divide", "signals", "trusted_or"]
+__all__ = [
+    "MOMENTS", "Predictor", "Signals", "along_differences", "inner", "judge", "moments",
+    "reduced_dims", "safe_divide", "trusted_or",
+]  # fmt: skip
+
+MOMENTS = 5
 
 
 class Predictor(Protocol):
     """Forecasts a stack's residual (output minus input) from those of earlier steps.
 
-    Implementations are frozen dataclasses; `predict` is plain torch without control flow on
-    values, so that it can be traced into the skip branch of a graph.
+    In two parts. `predict` is large and simple: it goes into the skip branch of a graph, as plain
+    torch without control flow on values. `coefficients` is small and may be involved: whoever runs
+    the graph evaluates it before each step, from the times and from the `moments` that the last
+    computed step returned. It too is plain torch without control flow on values, so that an
+    exported graph can contain it. Implementations are frozen dataclasses.
     """
 
     @property
     def history(self) -> int:
         """How many earlier residuals `predict` reads."""
+
+    @property
+    def granularity(self) -> str:
+        """Over what one moment is taken: see `reduced_dims`."""
 
     @property
     def keeps_predictions(self) -> bool:
@@ -30,27 +44,26 @@ class Predictor(Protocol):
     def reads_inputs(self) -> bool:
         """Whether `predict` needs the stack's current and previous input."""
 
-    def predict(
-        self,
-        residuals: Sequence[Tensor],
-        times: Tensor,
-        remaining: Tensor,
-        inputs: Sequence[Tensor],
-    ) -> Tensor:
-        """The residual at time `times[0]`, float32, of the shape of each residual.
+    def coefficients(self, times: Tensor, remaining: Tensor, moments: Tensor) -> Tensor | None:
+        """What `predict` has to know of the step: `[count, batch]` or `[count, batch, ...]`.
 
-        residuals: `history` tensors `[batch, ...]`, newest first. A run younger than that
-            repeats its oldest entry, time included.
         times: `[history + 1, batch]`, in the sampler's own unit; row 0 is the step to predict,
-            row 1 the newest residual, and so on.
+            row 1 the newest residual, and so on. A run younger than that repeats its oldest
+            entry, time included.
         remaining: 0-d, the fraction of the run still to go (1 at the first step).
-        inputs: the stack's input now and on the step before, where `reads_inputs`; else empty.
+        moments: those of the newest residual, `[MOMENTS, batch, ...]`; see `moments`.
+        All of them float64, and so is the result. None: nothing needed.
         """
 
+    def predict(
+        self, residuals: Sequence[Tensor], coefficients: Tensor | None, inputs: Sequence[Tensor]
+    ) -> Tensor:
+        """The residual of the step, float32, of the shape of each residual.
 
-def per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """`[batch]` values shaped to broadcast over `like` `[batch, ...]`."""
-    return values.reshape([-1] + [1] * (like.dim() - 1))
+        residuals: `history` tensors `[batch, ...]`, newest first. coefficients: as returned by
+        the method of that name, as float32. inputs: the stack's input now and on the step before,
+        where `reads_inputs`; else empty.
+        """
 
 
 def safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
@@ -69,33 +82,85 @@ def inner(left: Tensor, right: Tensor, dims: Sequence[int]) -> Tensor:
     return (left * right).sum(dim=list(dims), keepdim=True)
 
 
-def signals(
-    actual: Tensor,
-    residuals: Sequence[Tensor],
-    predicted: Tensor,
-) -> Tensor:
-    """What a computed step learns about predictability: float32 `[3]`.
+def along_differences(residuals: Sequence[Tensor], coefficients: Tensor) -> Tensor:
+    """R_0 + c_0 (R_0 - R_1) + c_1 (R_1 - R_2) + ..., residuals R newest first.
 
-    actual: the residual just computed, `[batch, ...]`; residuals: earlier ones, newest first;
-    predicted: what the predictor would have said.
-
-    [0] 1 if every value of `actual` is finite, else 0;
-    [1] turn: the chord between the directions of the last two residual differences, in [0, 2],
-        mean over the batch (TC-Padé's stability indicator without its factor 1/2);
-    [2] relative L2 error of the prediction that this step would have got, worst sample. It says
-        nothing on a run's first step, when the history is empty.
+    Every forecast that is linear in the residuals and reproduces constants has this form, in which
+    it reproduces them to the last bit. Where the result overflows it stays at R_0.
     """
-    dims = list(range(1, actual.dim()))
+    newest = residuals[0].float()
+    result = newest
+    for index in range(coefficients.shape[0]):
+        weight = coefficients[index]
+        while weight.dim() < newest.dim():
+            weight = weight.unsqueeze(-1)
+        difference = residuals[index].float() - residuals[index + 1].float()
+        result = result + weight * difference
+    return trusted_or(newest, result)
+
+
+def reduced_dims(granularity: str, ndim: int) -> list[int]:
+    """The dimensions of a residual that a moment sums over.
+
+    granularity: "sample" (one moment for all of a sample's values), "channel" (one for each index
+    of the last dimension) or "token" (one for each index of all but the last).
+    """
+    return {
+        "sample": list(range(1, ndim)),
+        "channel": list(range(1, ndim - 1)),
+        "token": [ndim - 1],
+    }[granularity]
+
+
+def moments(
+    actual: Tensor, residuals: Sequence[Tensor], predicted: Tensor, granularity: str
+) -> Tensor:
+    """All that a computed step says about predictability: float32 `[MOMENTS, batch, ...]`.
+
+    actual: the residual just computed, `[batch, ...]`; residuals: earlier ones, newest first (at
+    least one); predicted: what the predictor would have said. With d1 = actual - newest and
+    d2 = newest - the one before (0 where only one is known), and each summed as `reduced_dims`
+    says: [0] <d1, d1>, [1] <d2, d2>, [2] <d1, d2>, [3] <actual, actual>, [4] <e, e> of the
+    error e = actual - predicted. Dimensions summed over stay as size 1.
+    """
+    dims = reduced_dims(granularity, actual.dim())
     actual = actual.float()
-    finite = torch.isfinite(actual).all().float()
+    newest = residuals[0].float()
+    last = actual - newest
+    before = newest - residuals[1].float() if len(residuals) > 1 else torch.zeros_like(newest)
     error = actual - predicted.float()
-    relative = safe_divide(inner(error, error, dims), inner(actual, actual, dims)).sqrt().amax()
-    if len(residuals) < 2:
-        turn = torch.zeros_like(finite)
-    else:
-        newest, before = (residual.float() for residual in residuals[:2])
-        now, earlier = actual - newest, newest - before
-        norms = (inner(now, now, dims) * inner(earlier, earlier, dims)).sqrt()
-        cosine = safe_divide(inner(now, earlier, dims), norms)
-        turn = (2 - 2 * cosine).clamp(min=0).sqrt().mean()
-    return torch.stack([finite, turn, relative])
+    pairs = [(last, last), (before, before), (last, before), (actual, actual), (error, error)]
+    return torch.stack([inner(left, right, dims) for left, right in pairs])
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What a computed step said about predictability, over all streams and samples.
+
+    finite: every value of every residual was finite.
+    turn: the chord between the directions of the last two residual differences, in [0, 2], mean
+        over the batch, largest of the streams (TC-Padé's stability indicator without its factor
+        1/2).
+    error: relative L2 error of the prediction that this step would have got, of the worst sample.
+        It says nothing on a run's first step, when there was nothing to predict from.
+    """
+
+    finite: bool
+    turn: float
+    error: float
+
+
+def judge(measured: Sequence[Tensor]) -> Signals:
+    """The signals in the moments of all streams, each `[MOMENTS, batch, ...]`."""
+    finite, turn, error = True, 0.0, 0.0
+    for each in measured:
+        last, before, both, actual, wrong = each.double().flatten(2).sum(2)
+        cosine = safe_divide(both, (last * before).sqrt())
+        known = (last > 0) & (before > 0)
+        chord = torch.where(known, (2 - 2 * cosine).clamp(min=0).sqrt(), 0.0)
+        # Sums of squares: of a broken value, or of one too large to be squared, they are broken.
+        finite = finite and bool(torch.isfinite(actual).all())
+        turn = max(turn, float(chord.mean()))
+        relative = float(safe_divide(wrong, actual).sqrt().amax())
+        error = max(error, relative if math.isfinite(relative) else math.inf)
+    return Signals(finite, turn, error)

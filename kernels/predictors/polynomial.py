@@ -1,4 +1,4 @@
-"""Polynomial forecasts: plain reuse and Newton's extrapolation in real time."""
+"""Polynomial forecasts: plain reuse and extrapolation in real time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import per_sample, safe_divide, trusted_or
+from .base import along_differences, safe_divide
 
 __all__ = ["Reuse", "Taylor"]
 
@@ -19,15 +19,15 @@ class Reuse:
     """The newest residual, unchanged."""
 
     history: int = 1
+    granularity: str = "sample"
     keeps_predictions: bool = False
     reads_inputs: bool = False
 
+    def coefficients(self, times: Tensor, remaining: Tensor, moments: Tensor) -> Tensor | None:
+        return None
+
     def predict(
-        self,
-        residuals: Sequence[Tensor],
-        times: Tensor,
-        remaining: Tensor,
-        inputs: Sequence[Tensor],
+        self, residuals: Sequence[Tensor], coefficients: Tensor | None, inputs: Sequence[Tensor]
     ) -> Tensor:
         # A new tensor: the branch of a graph may not return its operand itself.
         return residuals[0].float() * 1.0
@@ -37,13 +37,14 @@ class Reuse:
 class Taylor:
     """The polynomial of degree `order` through the newest `order + 1` residuals.
 
-    Divided differences over the real times, so it is exact on polynomials of that degree whatever
-    the spacing. TaylorSeer (arXiv 2503.06923) divides every order by one step count and is exact
-    only on even spacing and up to degree 1; the idea is theirs, this form is Newton's.
+    Lagrange's weights at the real times, so it is exact on polynomials of that degree whatever the
+    spacing. TaylorSeer (arXiv 2503.06923) divides every order by one step count and is exact only
+    on even spacing and up to degree 1; the idea is theirs, this form is Lagrange's.
     With less history the degree falls, down to reuse.
     """
 
     order: int = 1
+    granularity: str = "sample"
     keeps_predictions: bool = False
     reads_inputs: bool = False
 
@@ -51,24 +52,25 @@ class Taylor:
     def history(self) -> int:
         return self.order + 1
 
+    def coefficients(self, times: Tensor, remaining: Tensor, moments: Tensor) -> Tensor | None:
+        now, *nodes = times
+        # A repeated time marks missing history: that entry and all above it drop out.
+        known = [torch.ones_like(now, dtype=torch.bool)]
+        for newer, older in itertools.pairwise(nodes):
+            known.append(known[-1] & (newer != older))
+        weights = []
+        for own, node in enumerate(nodes):
+            weight = torch.where(known[own], 1.0, torch.zeros_like(now))
+            for other, place in enumerate(nodes):
+                if other != own:
+                    factor = safe_divide(now - place, node - place)
+                    weight = weight * torch.where(known[other], factor, 1.0)
+            weights.append(weight)
+        # sum_j w_j R_j with sum_j w_j = 1, written along differences.
+        return -torch.stack(weights[1:]).flip(0).cumsum(0).flip(0)
+
     def predict(
-        self,
-        residuals: Sequence[Tensor],
-        times: Tensor,
-        remaining: Tensor,
-        inputs: Sequence[Tensor],
+        self, residuals: Sequence[Tensor], coefficients: Tensor | None, inputs: Sequence[Tensor]
     ) -> Tensor:
-        table = [residual.float() for residual in residuals]
-        newest = table[0]
-        result = newest
-        basis = torch.ones_like(times[0])
-        for order in range(1, self.order + 1):
-            table = [
-                safe_divide(left - right, per_sample(times[1 + i] - times[1 + i + order], newest))
-                for i, (left, right) in enumerate(itertools.pairwise(table))
-            ]
-            # A repeated time marks missing history: this order and all above it drop out.
-            known = times[order] != times[order + 1]
-            basis = torch.where(known, basis * (times[0] - times[order]), 0.0)
-            result = result + per_sample(basis, newest) * table[0]
-        return trusted_or(newest, result)
+        assert coefficients is not None
+        return along_differences(residuals, coefficients)

@@ -21,7 +21,9 @@ __all__ = ["TCPadePaper", "TCPadeRelease"]
 EARLY, LATE = 0.7, 0.2  # bounds of the stage rule, as fractions of the run still to go
 
 
-def _staged(remaining: Tensor, early: Tensor, middle: Tensor, late: Tensor) -> Tensor:
+def _staged(coefficients: Tensor | None, early: Tensor, middle: Tensor, late: Tensor) -> Tensor:
+    assert coefficients is not None
+    remaining = coefficients.reshape(())
     return torch.where(remaining > EARLY, early, torch.where(remaining < LATE, late, middle))
 
 
@@ -42,15 +44,15 @@ class TCPadePaper:
     early_weight: float = 0.9  # alpha1; alpha2 = 1 - alpha1
     late_slope: float = 0.3  # beta
     history: int = 3
+    granularity: str = "sample"
     keeps_predictions: bool = False
     reads_inputs: bool = False
 
+    def coefficients(self, times: Tensor, remaining: Tensor, moments: Tensor) -> Tensor | None:
+        return remaining.reshape(1, 1)
+
     def predict(
-        self,
-        residuals: Sequence[Tensor],
-        times: Tensor,
-        remaining: Tensor,
-        inputs: Sequence[Tensor],
+        self, residuals: Sequence[Tensor], coefficients: Tensor | None, inputs: Sequence[Tensor]
     ) -> Tensor:
         newest, middle, oldest = (residual.float() for residual in residuals)
         dims = list(range(1, newest.dim()))
@@ -61,7 +63,7 @@ class TCPadePaper:
         rational = sigma * (2 * first - middle) / (1 + sigma / self.sharpness * below)
         early = self.early_weight * newest + (1 - self.early_weight) * middle
         late = rational + self.late_slope * change
-        return trusted_or(newest, _staged(remaining, early, rational, late))
+        return trusted_or(newest, _staged(coefficients, early, rational, late))
 
 
 @dataclass(frozen=True)
@@ -74,15 +76,15 @@ class TCPadeRelease:
     """
 
     history: int = 2
+    granularity: str = "sample"
     keeps_predictions: bool = True
     reads_inputs: bool = True
 
+    def coefficients(self, times: Tensor, remaining: Tensor, moments: Tensor) -> Tensor | None:
+        return remaining.reshape(1, 1)
+
     def predict(
-        self,
-        residuals: Sequence[Tensor],
-        times: Tensor,
-        remaining: Tensor,
-        inputs: Sequence[Tensor],
+        self, residuals: Sequence[Tensor], coefficients: Tensor | None, inputs: Sequence[Tensor]
     ) -> Tensor:
         newest, middle = (residual.float() for residual in residuals)
         now, before = (value.float() for value in inputs)
@@ -96,5 +98,5 @@ class TCPadeRelease:
         weight = 0.7 * sigma + 0.3
         rational = weight * clamped + (1 - weight) * average
         early = 0.9 * newest + 0.1 * middle
-        staged = _staged(remaining, early, rational, rational + 0.3 * change)
+        staged = _staged(coefficients, early, rational, rational + 0.3 * change)
         return trusted_or(newest, staged + 0.2 * (now - before))

@@ -15,7 +15,7 @@ import pytest
 import torch
 from accel import OptionError
 from accel.compiler.schedule import place
-from accel.kernels.predictors import PREDICTORS
+from accel.kernels.predictors import PREDICTORS, moments
 from accel.tests.models import dit, euler, noise, relative
 from torch import nn
 
@@ -81,12 +81,13 @@ def test_every_predictor_in_the_graph(predictor: str) -> None:
     assert accel.stats(fast).predicted_steps == 12
 
 
-def test_the_graph_predicts_what_the_predictor_says() -> None:
+@pytest.mark.parametrize("name", ["pade", "linear", "taylor-3", "pade-channel"])
+def test_the_graph_predicts_what_the_predictor_says(name: str) -> None:
     """The residual that leaves a skip step is the reference's, on the run's own history."""
     from accel.compiler import runtime
 
     model = dit()
-    fast = compiled(model, pade={"schedule": [0, 1, 2, 9]})
+    fast = compiled(model, pade={"schedule": [0, 1, 2, 9], "predictor": name})
     euler(fast, noise(), LABELS, times=[1.0, 0.9, 0.75])
     ((graph, record),) = runtime.graphs_of(frozenset(map(id, model.parameters())))
     (run,) = record.runs.live.values()
@@ -103,8 +104,14 @@ def test_the_graph_predicts_what_the_predictor_says() -> None:
     with torch.no_grad():
         timestep = torch.full((2,), 600.0)
         fast(run_sample(model), timestep=timestep, class_labels=LABELS, return_dict=False)
-    times = torch.tensor([600.0, 750.0, 900.0, 1000.0])[:, None].expand(4, 2)
-    expected = graph.state.predictor.predict(residuals, times, torch.tensor(0.5), [])
+    predictor = graph.state.predictor
+    passed = [600.0, 750.0, 900.0, 1000.0, 1000.0][: predictor.history + 1]
+    times = torch.tensor(passed, dtype=torch.float64)[:, None].expand(-1, 2)
+    residuals += [residuals[-1]] * (predictor.history - len(residuals))
+    measured = moments(residuals[0], residuals[1:], residuals[0], predictor.granularity)
+    coefficients = predictor.coefficients(times, torch.tensor(0.5), measured.double())
+    assert coefficients is not None
+    expected = predictor.predict(residuals, coefficients.float(), [])
     torch.testing.assert_close(seen[0], expected)
 
 

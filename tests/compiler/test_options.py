@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from accel import AccelError, Gate, OptionError, Options, PadeOptions
-from accel.compiler.gate import Signals
 from accel.compiler.options import parse_options
+from accel.kernels.predictors import Signals
 
 
 def test_defaults() -> None:

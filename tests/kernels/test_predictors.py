@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from accel.kernels.errors import OptionError
-from accel.kernels.predictors import PREDICTORS, Predictor, resolve, signals
+from accel.kernels.predictors import PREDICTORS, Predictor, judge, moments, resolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -31,8 +31,15 @@ def spaced(predictor: Predictor, spacing: list[float], batch: int) -> Tensor:
 def predict(
     predictor: Predictor, residuals: list[Tensor], times: Tensor, left: float = 0.5
 ) -> Tensor:
-    inputs = [torch.zeros_like(residuals[0])] * 2 if predictor.reads_inputs else []
-    return predictor.predict(residuals, times, torch.tensor(left), inputs)
+    """As a run does it: moments of the newest residual, coefficients, then the forecast."""
+    newest, *older = residuals
+    measured = moments(newest, older or [newest], newest, predictor.granularity)
+    coefficients = predictor.coefficients(
+        times.double(), torch.tensor(left, dtype=torch.float64), measured.double()
+    )
+    inputs = [torch.zeros_like(newest)] * 2 if predictor.reads_inputs else []
+    known = None if coefficients is None else coefficients.float()
+    return predictor.predict(residuals, known, inputs)
 
 
 def random_residuals(predictor: Predictor, shape: tuple[int, ...], seed: int = 0) -> list[Tensor]:
@@ -199,12 +206,19 @@ def test_signals() -> None:
     actual = torch.tensor([[3.0, 4.0], [0.0, 5.0]])
     guess = torch.tensor([[3.0, 4.0], [0.0, 4.0]])
     east = torch.tensor([[2.0, 4.0], [0.0, 4.0]])
-    finite, turn, error = signals(actual, [east, east - torch.tensor([1.0, 0.0])], guess).tolist()
-    assert finite == 1
-    # The first sample goes straight on (chord 0), the second turns by 90 degrees.
-    assert turn == pytest.approx(math.sqrt(2) / 2, abs=1e-3)
-    assert error == pytest.approx(0.2)
-    assert signals(actual * float("nan"), [east], guess)[0] == 0
+    earlier = [east, east - torch.tensor([1.0, 0.0])]
+    for granularity in ("sample", "token", "channel"):
+        shape = (2, 2) if granularity != "channel" else (2, 1, 2)
+        views = [each.view(shape) for each in (actual, *earlier, guess)]
+        measured = moments(views[0], views[1:3], views[3], granularity)
+        signals = judge([measured])
+        assert signals.finite
+        # The first sample goes straight on (chord 0), the second turns by 90 degrees.
+        assert signals.turn == pytest.approx(math.sqrt(2) / 2, abs=1e-3)
+        assert signals.error == pytest.approx(0.2)
+        broken = moments(views[0] * float("nan"), views[1:3], views[3], granularity)
+        assert not judge([measured, broken]).finite
+        assert judge([measured, broken]).error == math.inf
 
 
 def test_unknown_name() -> None:
