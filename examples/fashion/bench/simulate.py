@@ -1,4 +1,4 @@
-"""The Padé pass's branch in plain Python: quick to re-schedule, and a second opinion on the pass."""
+"""The Padé branch in plain Python: quick to re-schedule, and a second opinion on the pass."""
 
 from __future__ import annotations
 
