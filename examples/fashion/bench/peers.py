@@ -12,6 +12,7 @@ import io
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from .placement import family
 
 __all__ = ["Peer", "calibrate_magnitudes", "peers"]
 
-Install = Callable[[nn.Module], None]
+Install = Callable[[nn.Module], object]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def _first_block(steps: int, computed: int) -> Iterator[tuple[str, Install]]:
     for index in range(24):
         threshold = round(0.03 * 1.15**index, 4)
         config = FirstBlockCacheConfig(threshold=threshold)
-        yield f"threshold {threshold}", lambda m, c=config: apply_first_block_cache(m, c)
+        yield f"threshold {threshold}", partial(apply_first_block_cache, config=config)
 
 
 def _taylorseer(steps: int, computed: int) -> Iterator[tuple[str, Install]]:
@@ -62,7 +63,7 @@ def _taylorseer(steps: int, computed: int) -> Iterator[tuple[str, Install]]:
                     )
                     text = f"order {order}, interval {interval}, full before {before}"
                     text += "" if after is None else f" and from {after}"
-                    yield text, lambda m, c=config: apply_taylorseer_cache(m, c)
+                    yield text, partial(apply_taylorseer_cache, config=config)
 
 
 def calibrate_magnitudes(model: nn.Module, run: Callable[[nn.Module], Any], steps: int) -> Tensor:
@@ -93,7 +94,7 @@ def _magnitude(ratios: Tensor) -> Callable[[int, int], Iterator[tuple[str, Insta
                         mag_ratios=ratios,
                     )
                     text = f"threshold {threshold}, at most {most} skips, retention {retention}"
-                    yield text, lambda m, c=config: apply_mag_cache(m, c)
+                    yield text, partial(apply_mag_cache, config=config)
 
     return settings
 
@@ -117,7 +118,7 @@ def _spectral(steps: int, computed: int) -> Iterator[tuple[str, Install]]:
                     raw_vision_callback=latents,
                 )
                 text = f"order {order}, threshold {threshold}, at most {most} skips"
-                yield text, lambda m, c=config: apply_sea_cache(m, c)
+                yield text, partial(apply_sea_cache, config=config)
 
 
 def _cache_dit(calibrator: str | None) -> Callable[[int, int], Iterator[tuple[str, Install]]]:
