@@ -30,18 +30,26 @@ class Pade:
     product <d1, d2> / <d2, d2> is always smaller, damps too much, and costs 1 to 2 dB on the
     reference model.) Where d1 turns back on d2, the forecast stays at R.
     On uneven spacing the same curve is R(t) = A + B exp(-x t / g), with x fitted to the ratio by
-    Newton's method on scalars. Exact on constants, on straight lines and on geometric decay,
-    whatever the spacing; scale-equivariant.
+    Newton's method on scalars.
+
+    That curve keeps the direction of d1. Where d1 has turned away from d2, part of the turn goes
+    on: the forecast also moves along what of d2 is at right angles to d1, by `turn` times what the
+    parabola through the three residuals would. Exact on constants, on straight lines and on
+    geometric decay, whatever the spacing; scale-equivariant.
 
     granularity: over what one ratio is shared: "sample" (all of a sample's values), "channel"
         (last dimension) or "token" (all but the last).
     growth: the largest allowed growth rate -x per newest gap; 0 forbids forecasts beyond the
         straight line.
+    decay: the largest decay rate x per newest gap.
+    turn: 0 ignores the turn, 1 continues all of it. 0.3 gave 1 to 1.5 dB over 0 on the reference
+        model at 6, 8 and 10 full steps of 20; 0.2 and 0.4 are within 0.4 dB of it.
     """
 
     granularity: str = "sample"
     growth: float = 0.0
     decay: float = 6.0
+    turn: float = 0.3
     keeps_predictions: bool = False
     reads_inputs: bool = False
     history: int = 3
@@ -73,8 +81,15 @@ class Pade:
             x = self._bounded(x - (value - target) / slope)
         # Two residuals only: nothing is known of the ratio, so go straight.
         x = torch.where(known, x, STRAIGHT)
-        multiplier = -torch.expm1(-x * ahead) / torch.expm1(x)
-        return torch.where(torch.isfinite(multiplier), multiplier, 0.0)[None]
+        straight = -torch.expm1(-x * ahead) / torch.expm1(x)
+
+        # A parabola adds, to the straight line along d1, `turned` times d1 - d2 / spread.
+        turned = self.turn * ahead * (1 + ahead) / (1 + spread)
+        turned = torch.where(known & (together > 0), turned, 0.0)
+        # Without its component along d1, of which the curve above takes care.
+        along = safe_divide(together, size_last * spread)
+        multipliers = torch.stack([straight + turned * along, -turned / spread])
+        return torch.where(torch.isfinite(multipliers).all(0), multipliers, 0.0)
 
     def _bounded(self, x: Tensor) -> Tensor:
         """A rate within the bounds, and far enough from 0 to divide by what becomes of it."""

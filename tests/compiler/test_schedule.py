@@ -31,9 +31,9 @@ def test_placement(steps: int, share: float) -> None:
 
 
 def test_placement_of_the_presets() -> None:
-    assert place(20, 8) == (0, 2, 4, 6, 9, 11, 14, 16)
-    assert len(place(20, 10)) == 10
-    assert len(place(20, 6)) == 6
+    assert place(20, 10) == (0, 1, 2, 3, 5, 8, 10, 13, 16, 19)
+    assert place(20, 8) == (0, 1, 3, 5, 8, 11, 14, 18)
+    assert place(20, 6) == (0, 1, 4, 7, 11, 16)
 
 
 @pytest.mark.parametrize("preset", ["quality", "balanced", "fast"])
