@@ -1,4 +1,4 @@
-"""The command line: `accel demo` and `accel explain`."""
+"""The command line: `accel demo`, `accel bench` and `accel explain`."""
 
 from __future__ import annotations
 
@@ -61,6 +61,32 @@ def _application() -> Any:
             _table(f"{pictures} pictures, guidance, {example.STEPS} steps", rows, columns)
         )
         console.print(f"written: {output / 'demo.png'}, {output / 'demo.json'}")
+
+    bench = typer.Typer(help="Benchmarks; each takes from minutes to hours.")
+    application.add_typer(bench, name="bench")
+
+    @bench.command()
+    def pade(
+        output: Path = Path("accel_bench"),
+        subject: str = "reference",
+        lengths: str = "20,30,50",
+        pictures: int = 40,
+    ) -> None:
+        """Fidelity and speed of every predictor and of other caches, at equal cost.
+
+        SUBJECT is "reference" or "random-dit-b2". PICTURES is the batch of the timed runs, 0 for
+        no timing.
+        """
+        from ..examples.fashion.bench import run
+
+        run.run(
+            output,
+            subject=subject,
+            lengths=[int(each) for each in lengths.split(",")],
+            pictures=pictures,
+            progress=lambda text: console.print(text, markup=False),
+        )
+        console.print(f"written: {output / f'pade-{subject}.md'}, .json and .png")
 
     @application.command()
     def explain(builder: str) -> None:

@@ -191,7 +191,7 @@ def _additive_sources(output: fx.Node, inside: set[fx.Node]) -> dict[fx.Node, li
         "squeeze", "dropout", "clip", "clamp", "nan_to_num", "where",
     }  # fmt: skip
     found: dict[fx.Node, list[fx.Node]] = {}
-    seen: set[tuple[fx.Node, object]] = set()
+    seen: set[tuple[fx.Node, str]] = set()
     todo: list[tuple[fx.Node, tuple[int, object, object] | None, fx.Node]] = [
         (output, None, output)
     ]
@@ -200,9 +200,10 @@ def _additive_sources(output: fx.Node, inside: set[fx.Node]) -> dict[fx.Node, li
         if node not in inside:
             found.setdefault(node, []).append(reader)
             continue
-        if (node, window) in seen:
+        visit = (node, str(window))  # as text: symbolic sizes have no hash
+        if visit in seen:
             continue
-        seen.add((node, window))
+        seen.add(visit)
         name = call_name(node)
         sources = [n for n in node.all_input_nodes if isinstance(value_of(n), torch.Tensor)]
         if name in ("cat", "concat", "concatenate"):

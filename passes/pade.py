@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from ..kernels.predictors import MOMENTS, Predictor, moments
 from ..kernels.predictors.base import reduced_dims
@@ -335,8 +336,13 @@ def _as_tuple(value: Any) -> tuple[Any, ...]:
 
 
 def _computed(output: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
-    # Both branches have to return the same strides.
+    # Both branches have to return the same layout. A slice of a batch of one counts as contiguous,
+    # yet has another tensor's strides and begins somewhere in its memory.
     output = output.contiguous()
+    plain = [math.prod(output.shape[dim + 1 :]) for dim in range(output.dim())]
+    pairs = [(output.storage_offset(), 0), *zip(output.stride(), plain, strict=True)]
+    if not all(statically_known_true(seen == wanted) for seen, wanted in pairs):
+        output = output.clone(memory_format=torch.contiguous_format)
     return output, (output - partner).to(output.dtype)
 
 

@@ -10,15 +10,13 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from .placement import family
 
 __all__ = ["Peer", "calibrate_magnitudes", "peers"]
 
@@ -27,16 +25,21 @@ Install = Callable[[nn.Module], object]
 
 @dataclass(frozen=True)
 class Peer:
-    """A cache, and the settings to try for a run of `steps` at the cost of `computed` full ones.
+    """A cache, and how to find its best setting.
 
-    settings(steps, computed) yields (description, install); install(model) switches it on.
+    settings(steps): (description, install) of each setting to try, for a cache that chooses its
+    steps itself. placed(placement, steps): install, for one that is told which steps to compute.
+    One of the two is given. install(model) switches the cache on.
+    first_block: whether it runs the first block on every step.
     """
 
     name: str
-    settings: Callable[[int, int], Iterator[tuple[str, Install]]]
+    settings: Callable[[int], Iterator[tuple[str, Install]]] | None = None
+    placed: Callable[[Sequence[int], int], Install] | None = None
+    first_block: bool = False
 
 
-def _first_block(steps: int, computed: int) -> Iterator[tuple[str, Install]]:
+def _first_block(steps: int) -> Iterator[tuple[str, Install]]:
     from diffusers.hooks import FirstBlockCacheConfig, apply_first_block_cache
 
     for index in range(24):
@@ -45,7 +48,7 @@ def _first_block(steps: int, computed: int) -> Iterator[tuple[str, Install]]:
         yield f"threshold {threshold}", partial(apply_first_block_cache, config=config)
 
 
-def _taylorseer(steps: int, computed: int) -> Iterator[tuple[str, Install]]:
+def _taylorseer(steps: int) -> Iterator[tuple[str, Install]]:
     from diffusers.hooks import TaylorSeerCacheConfig, apply_taylorseer_cache
 
     for order in (1, 2):
@@ -79,8 +82,8 @@ def calibrate_magnitudes(model: nn.Module, run: Callable[[nn.Module], Any], step
     return torch.tensor([float(number) for number in line.strip("[]").split(",")])
 
 
-def _magnitude(ratios: Tensor) -> Callable[[int, int], Iterator[tuple[str, Install]]]:
-    def settings(steps: int, computed: int) -> Iterator[tuple[str, Install]]:
+def _magnitude(ratios: Tensor) -> Callable[[int], Iterator[tuple[str, Install]]]:
+    def settings(steps: int) -> Iterator[tuple[str, Install]]:
         from diffusers.hooks import MagCacheConfig, apply_mag_cache
 
         for retention in (0.0, 0.1, 0.2):
@@ -99,7 +102,7 @@ def _magnitude(ratios: Tensor) -> Callable[[int, int], Iterator[tuple[str, Insta
     return settings
 
 
-def _spectral(steps: int, computed: int) -> Iterator[tuple[str, Install]]:
+def _spectral(steps: int) -> Iterator[tuple[str, Install]]:
     from diffusers.hooks import SeaCacheConfig, apply_sea_cache
 
     def latents(module: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
@@ -121,61 +124,60 @@ def _spectral(steps: int, computed: int) -> Iterator[tuple[str, Install]]:
                 yield text, partial(apply_sea_cache, config=config)
 
 
-def _cache_dit(calibrator: str | None) -> Callable[[int, int], Iterator[tuple[str, Install]]]:
-    def settings(steps: int, computed: int) -> Iterator[tuple[str, Install]]:
+def _cache_dit(calibrator: str | None) -> Callable[[Sequence[int], int], Install]:
+    def placed(placement: Sequence[int], steps: int) -> Install:
         import cache_dit
         from cache_dit.caching.cache_blocks import pattern_3_4_5
 
         logging.getLogger("CACHE_DIT").setLevel(logging.ERROR)
-        # It runs the first of 12 blocks on every step, which leaves fewer full steps.
-        affordable = int((computed - steps / 12) / (1 - 1 / 12) + 0.5)
         kinds: dict[str | None, Any] = {
             None: lambda: None,
             "TaylorSeer": lambda: cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=1),
             "DMD": cache_dit.DMDCalibratorConfig,
             "FoCa": cache_dit.FoCaCalibratorConfig,
         }
-        for placement in family(steps, affordable):
-            mask = [int(step in placement) for step in range(steps)]
 
-            def install(model: nn.Module, mask: list[int] = mask) -> None:
-                blocks = model.get_submodule("transformer_blocks")
-                assert isinstance(blocks, nn.ModuleList)
-                cache_dit.enable_cache(
-                    cache_dit.BlockAdapter(
-                        transformer=model,
-                        blocks=blocks,
-                        forward_pattern=cache_dit.ForwardPattern.Pattern_3,
-                        check_forward_pattern=False,
-                    ),
-                    cache_config=cache_dit.DBCacheConfig(
-                        Fn_compute_blocks=1,
-                        Bn_compute_blocks=0,
-                        steps_computation_mask=mask,
-                        steps_computation_policy="static",
-                        num_inference_steps=steps,
-                    ),
-                    calibrator_config=kinds[calibrator](),
-                )
-                # Its stand-in for the blocks lacks the timestep embedding that DiT's last layer
-                # borrows from the first block.
-                stand_in: Any = pattern_3_4_5.CachedBlocks_Pattern_3_4_5
-                stand_in.norm1 = blocks[0].norm1
+        def install(model: nn.Module) -> None:
+            blocks = model.get_submodule("transformer_blocks")
+            assert isinstance(blocks, nn.ModuleList)
+            cache_dit.enable_cache(
+                cache_dit.BlockAdapter(
+                    transformer=model,
+                    blocks=blocks,
+                    forward_pattern=cache_dit.ForwardPattern.Pattern_3,
+                    check_forward_pattern=False,
+                ),
+                cache_config=cache_dit.DBCacheConfig(
+                    Fn_compute_blocks=1,
+                    Bn_compute_blocks=0,
+                    steps_computation_mask=[int(step in placement) for step in range(steps)],
+                    steps_computation_policy="static",
+                    num_inference_steps=steps,
+                ),
+                calibrator_config=kinds[calibrator](),
+            )
+            # Its stand-in for the blocks lacks the timestep embedding that DiT's last layer
+            # borrows from the first block.
+            stand_in: Any = pattern_3_4_5.CachedBlocks_Pattern_3_4_5
+            stand_in.norm1 = blocks[0].norm1
 
-            yield f"full on {list(placement)}", install
+        return install
 
-    return settings
+    return placed
 
 
 def peers(magnitudes: Tensor) -> list[Peer]:
     """All peers. magnitudes: MagCache's calibrated ratios for this model and step count."""
+    names = {
+        None: "cache-dit DBCache",
+        "TaylorSeer": "cache-dit DBCache + TaylorSeer",
+        "DMD": "cache-dit DBCache + DMD",
+        "FoCa": "cache-dit DBCache + FoCa",
+    }
     return [
-        Peer("diffusers FirstBlockCache", _first_block),
+        Peer("diffusers FirstBlockCache", _first_block, first_block=True),
         Peer("diffusers TaylorSeer", _taylorseer),
         Peer("diffusers MagCache", _magnitude(magnitudes)),
         Peer("diffusers SeaCache", _spectral),
-        Peer("cache-dit DBCache", _cache_dit(None)),
-        Peer("cache-dit DBCache + TaylorSeer", _cache_dit("TaylorSeer")),
-        Peer("cache-dit DBCache + DMD", _cache_dit("DMD")),
-        Peer("cache-dit DBCache + FoCa", _cache_dit("FoCa")),
+        *(Peer(name, placed=_cache_dit(kind), first_block=True) for kind, name in names.items()),
     ]

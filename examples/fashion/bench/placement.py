@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 __all__ = ["best_placement", "family"]
 
-GROWTHS = (0.9, 1.0, 1.1, 1.25, 1.5)
-ENDS = (0.8, 0.85, 0.9, 0.95, 1.0)
+GROWTHS = (1.0, 1.25, 1.5, 1.75)
+ENDS = (0.85, 0.95, 1.0)
 
 
 def family(steps: int, computed: int) -> Iterator[tuple[int, ...]]:
     """Placements from even to crowded at the start, that end early or late; without repeats."""
     seen = set()
-    for end in ENDS:
-        for growth in GROWTHS:
+    for growth in (1.5, *(each for each in GROWTHS if each != 1.5)):
+        for end in ENDS:
             chosen = [0]
             for index in range(1, computed):
                 position = round(end * (steps - 1) * (index / (computed - 1)) ** growth)
@@ -27,28 +27,30 @@ def family(steps: int, computed: int) -> Iterator[tuple[int, ...]]:
 
 def best_placement(
     steps: int,
-    computed: int,
+    starts: Sequence[Sequence[int]],
     fidelity: Callable[[Sequence[int]], float],
-    sweeps: int = 2,
+    sweeps: int,
 ) -> tuple[tuple[int, ...], float]:
-    """The best of the family, improved by moving single steps by one, up to `sweeps` times over.
+    """The best of `starts`, improved by moving single steps by one, up to `sweeps` times over.
 
     fidelity: what to maximise (mean PSNR, say).
     """
-    best, value = max(
-        ((placement, fidelity(placement)) for placement in family(steps, computed)),
-        key=lambda found: found[1],
-    )
+    known: dict[tuple[int, ...], float] = {}
+
+    def value(placement: Iterable[int]) -> float:
+        key = tuple(placement)
+        if key not in known:
+            known[key] = fidelity(key)
+        return known[key]
+
+    best = tuple(max(starts, key=value))
     for _ in range(sweeps):
-        before = value
-        for index in range(1, computed):
+        before = best
+        for index in range(1, len(best)):
             for move in (-1, 1):
-                moved = sorted({*best[:index], best[index] + move, *best[index + 1 :]})
-                if len(moved) < computed or moved[-1] >= steps:
-                    continue
-                got = fidelity(moved)
-                if got > value:
-                    best, value = tuple(moved), got
-        if value == before:
+                moved = tuple(sorted({*best[:index], best[index] + move, *best[index + 1 :]}))
+                if len(moved) == len(best) and moved[-1] < steps and value(moved) > value(best):
+                    best = moved
+        if best == before:
             break
-    return best, value
+    return best, value(best)
