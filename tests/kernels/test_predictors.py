@@ -8,6 +8,7 @@ import pytest
 import torch
 from accel.kernels.errors import OptionError
 from accel.kernels.predictors import PREDICTORS, Predictor, judge, moments, resolve
+from accel.kernels.predictors.pade import Pade
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -162,6 +163,28 @@ def test_one_ratio_per_sample_not_per_batch() -> None:
     torch.testing.assert_close(
         predict(predictor, residuals, times), torch.ones(2, 3), rtol=1e-4, atol=1e-4
     )
+
+
+@settings(max_examples=30, deadline=None)
+@given(spacing=gaps, turn=st.floats(0, 1), seed=st.integers(0, 99))
+def test_pade_leaves_its_line_by_a_share_of_what_a_parabola_does(
+    spacing: list[float], turn: float, seed: int
+) -> None:
+    """Across the newest difference, whatever the spacing."""
+    generator = torch.Generator().manual_seed(seed)
+    oldest, newest, aside = torch.randn(3, 1, 40, generator=generator)
+    before = 0.8 * newest + 0.5 * aside
+    residuals = [oldest + before + newest, oldest + before, oldest]
+    residuals = [residual[None] for residual in residuals]
+    times = spaced(PREDICTORS["pade"], spacing, 1)
+
+    def across(predictor: Predictor) -> Tensor:
+        moved = (predict(predictor, residuals, times) - residuals[0])[0]
+        return moved - (moved * newest).sum() / newest.square().sum() * newest
+
+    parabola = across(PREDICTORS["taylor-2"])
+    got = across(Pade(turn=turn))
+    assert (got - turn * parabola).norm() <= 1e-3 * (parabola.norm() + newest.norm())
 
 
 @pytest.mark.parametrize("name", ["linear", "taylor-3", "pade"])
