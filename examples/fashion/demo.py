@@ -81,6 +81,7 @@ def run(
     noise = torch.randn(pictures, 1, 28, 28, generator=torch.Generator().manual_seed(seed))
     labels = torch.arange(pictures) % len(CLASSES)
     contestants = _contestants()
+    measure.keep_memory()
     total, done = len(contestants) * (1 + repeats), 0
 
     def sample(one: _Contestant, text: str) -> Tensor:

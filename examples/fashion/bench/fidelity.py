@@ -168,7 +168,9 @@ class Fidelity:
 
     def _placement(self, computed: int, fidelity: Callable[[Sequence[int]], float]) -> Any:
         starts = list(itertools.islice(family(self.steps, computed), self.subject.placements))
-        return best_placement(self.steps, starts, fidelity, self.subject.sweeps)[0]
+        # Longer runs have more steps to move, and each matters less.
+        sweeps = max(0, self.subject.sweeps - (self.steps > 20) - (self.steps > 30))
+        return best_placement(self.steps, starts, fidelity, sweeps)[0]
 
     def _best_placed(self, peer: Peer) -> tuple[str, Install]:
         assert peer.placed is not None

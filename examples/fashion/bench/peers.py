@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -126,10 +126,10 @@ def _spectral(steps: int) -> Iterator[tuple[str, Install]]:
 
 def _cache_dit(calibrator: str | None) -> Callable[[Sequence[int], int], Install]:
     def placed(placement: Sequence[int], steps: int) -> Install:
+        os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "error")
         import cache_dit
         from cache_dit.caching.cache_blocks import pattern_3_4_5
 
-        logging.getLogger("CACHE_DIT").setLevel(logging.ERROR)
         kinds: dict[str | None, Any] = {
             None: lambda: None,
             "TaylorSeer": lambda: cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=1),

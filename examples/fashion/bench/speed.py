@@ -4,62 +4,75 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from ..measure import keep_memory
 from .fidelity import Contender, Counted
 from .subjects import TUNING_SEED, Subject, final
 
-__all__ = ["keep_memory", "measure_speed"]
+__all__ = ["measure_speed"]
 
 
-def keep_memory() -> None:
-    """Let the C library keep freed memory, for the plain model as well as for the others.
-
-    glibc returns large freed blocks to the system and faults them in again on the next step, until
-    it has once seen a block of that size freed. Which model has the luck of that is chance.
-    """
-    torch.empty(31 * 2**20, dtype=torch.uint8).fill_(0)
-
-
-def measure_speed(subject: Subject, contender: Contender, pictures: int, repeats: int) -> None:
-    """Fill in the row's `speedup` and `speedup_eager`."""
-    row = contender.row
-    steps = row.computed if contender.pade is None and contender.install is None else row.steps
-    row.speedup = _ratio(subject, contender, steps, pictures, repeats, True)
-    if contender.install is not None:
-        row.speedup_eager = _ratio(subject, contender, steps, pictures, repeats, False)
-
-
-def _ratio(
-    subject: Subject, contender: Contender, steps: int, pictures: int, repeats: int, compiled: bool
-) -> float | None:
+def measure_speed(
+    subject: Subject,
+    contenders: Sequence[Contender],
+    pictures: int,
+    repeats: int,
+    progress: Callable[[str], None],
+) -> None:
+    """Fill in each row's `speedup`, and `speedup_eager` where accel has no part in it."""
     keep_memory()
     torch.compiler.reset()
-    inputs = subject.noise(pictures, TUNING_SEED)
-    plain = torch.compile(subject.load())
-    network = subject.load()
-    call: Any = torch.compile(network) if compiled else network
-    if contender.pade is not None:
-        options: Any = {"pade": contender.pade}
-        call = torch.compile(network, backend="accel", options=options)
-    elif contender.install is not None:
+    # One class of model is compiled once for each contender.
+    with torch._dynamo.config.patch(recompile_limit=256, accumulated_recompile_limit=1024):
+        timing = _Timing(subject, pictures, repeats)
+        for contender in contenders:
+            row = contender.row
+            row.speedup = timing.ratio(contender, compiled=True)
+            if contender.install is not None:
+                row.speedup_eager = timing.ratio(contender, compiled=False)
+            progress(f"{row.method}: {row.speedup}x compiled, {row.speedup_eager}x eager")
+
+
+class _Timing:
+    def __init__(self, subject: Subject, pictures: int, repeats: int) -> None:
+        self.subject, self.repeats = subject, repeats
+        self.inputs = subject.noise(pictures, TUNING_SEED)
+        self.plain = torch.compile(subject.load())
+
+    def ratio(self, contender: Contender, compiled: bool) -> float | None:
+        """Median seconds of the plain run over the contender's; None if it can't be compiled."""
+        row = contender.row
+        call, steps = self._callable(contender, compiled)
+        try:
+            self._seconds(call, steps)  # compiles
+        except Exception as error:  # another project's code under a compiler: anything may come
+            row.note = f"torch.compile: {type(error).__name__}: {error}".split("\n")[0][:200]
+            return None
+        self._seconds(self.plain, row.steps)
+        plain, other = [], []
+        for _ in range(self.repeats):
+            plain.append(self._seconds(self.plain, row.steps))
+            other.append(self._seconds(call, steps))
+        return round(statistics.median(plain) / statistics.median(other), 2)
+
+    def _callable(self, contender: Contender, compiled: bool) -> tuple[Any, int]:
+        network = self.subject.load()
+        row = contender.row
+        if contender.pade is not None:
+            options: Any = {"pade": contender.pade}
+            return torch.compile(network, backend="accel", options=options), row.steps
+        if contender.install is None:
+            return torch.compile(network), row.computed
         with torch.no_grad():
             contender.install(network)
-        call = Counted(call, network, steps, count=False)
-    length = contender.row.steps
-    try:
-        for _ in range(2):  # the first compiles, the second sees what recompiles
-            final(plain, *inputs, length)
-            final(call, *inputs, steps)
-    except Exception as error:  # another project's code under a compiler: anything may come
-        contender.row.note = f"torch.compile: {type(error).__name__}: {error}"[:200]
-        return None
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(repeats):
-        for one, each, count in zip(times, (plain, call), (length, steps), strict=True):
-            started = time.perf_counter()
-            final(each, *inputs, count)
-            one.append(time.perf_counter() - started)
-    return round(statistics.median(times[0]) / statistics.median(times[1]), 2)
+        call: Any = torch.compile(network) if compiled else network
+        return Counted(call, network, row.steps, count=False), row.steps
+
+    def _seconds(self, call: Any, steps: int) -> float:
+        started = time.perf_counter()
+        final(call, *self.inputs, steps)
+        return time.perf_counter() - started
