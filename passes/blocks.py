@@ -23,22 +23,21 @@ import torch
 from torch import fx
 
 from .base import Reason, Skip
+from .effects import is_pure, unsafe_effect
 from .graphs import (
     ancestors,
     call_name,
     descendants,
     hint,
     is_data_dependent,
-    is_model_state,
-    is_pure,
     live_ins,
     live_outs,
     module_path,
-    unsafe_effect,
     value_of,
 )
+from .pairing import Stream, is_activation, partner_of
 
-__all__ = ["Block", "Region", "Stack", "Stream", "find_region", "find_stacks"]
+__all__ = ["Block", "Region", "Stack", "find_region", "find_stacks"]
 
 SMALL = 0.05  # a stack below this share of the largest one's work bounds no region
 
@@ -58,19 +57,6 @@ class Stack:
     parent: str
     class_name: str
     blocks: tuple[Block, ...]
-
-
-@dataclass(frozen=True)
-class Stream:
-    """A value that leaves a region, and its residual partner that entered it.
-
-    additive: whether the partner was found along additions; otherwise it is the only entering
-        activation of that shape.
-    """
-
-    output: fx.Node
-    partner: fx.Node
-    additive: bool
 
 
 @dataclass(frozen=True)
@@ -144,141 +130,9 @@ def find_stacks(graph: fx.Graph) -> list[Stack]:
     return sorted(found, key=lambda stack: order[stack.blocks[-1].nodes[-1]])
 
 
-def _window(node: fx.Node) -> tuple[int, object, object] | None:
-    """(dimension, start, length) if `node` cuts one dimension of its input, else None."""
-    source = node.all_input_nodes[0]
-    if node.target is not operator.getitem:
-        if node.target in ("narrow", torch.narrow):
-            dim, start, length = node.args[1:4]
-            return dim % value_of(source).dim(), start, length
-        return None
-    index = node.args[1]
-    if isinstance(index, int) and not isinstance(value_of(source), torch.Tensor):
-        pieces, tensor = value_of(source), source.all_input_nodes[0]
-        if not isinstance(value_of(tensor), torch.Tensor):
-            return None
-        whole = value_of(tensor).shape
-        for dim, size in enumerate(whole):
-            lengths = [piece.shape[dim] for piece in pieces]
-            if len(pieces) > 1 and lengths[0] != size:
-                return dim, sum(lengths[:index]), lengths[index]
-        return None
-    if not isinstance(value_of(node), torch.Tensor):
-        return None
-    items = index if isinstance(index, tuple) else (index,)
-    before, after = value_of(source).shape, value_of(node).shape
-    if len(before) != len(after) or not all(isinstance(item, slice) for item in items):
-        return None
-    for dim, item in enumerate(items):
-        if before[dim] == after[dim]:
-            continue
-        if item.start is None:
-            return dim, 0, after[dim]
-        if item.stop is None:
-            return dim, before[dim] - after[dim], after[dim]
-        return None
-    return None
-
-
-def _additive_sources(output: fx.Node, inside: set[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
-    """Values outside `inside` that reach `output` through additions and rearrangements alone.
-
-    With each, the inside nodes that read it on such a path.
-    """
-    passing = {
-        "add", "add_", "iadd", "sub", "to", "type_as", "float", "half", "bfloat16", "contiguous",
-        "clone", "view", "reshape", "flatten", "unflatten", "permute", "transpose", "unsqueeze",
-        "squeeze", "dropout", "clip", "clamp", "nan_to_num", "where",
-    }  # fmt: skip
-    found: dict[fx.Node, list[fx.Node]] = {}
-    seen: set[tuple[fx.Node, str]] = set()
-    todo: list[tuple[fx.Node, tuple[int, object, object] | None, fx.Node]] = [
-        (output, None, output)
-    ]
-    while todo:
-        node, window, reader = todo.pop()
-        if node not in inside:
-            found.setdefault(node, []).append(reader)
-            continue
-        visit = (node, str(window))  # as text: symbolic sizes have no hash
-        if visit in seen:
-            continue
-        seen.add(visit)
-        name = call_name(node)
-        sources = [n for n in node.all_input_nodes if isinstance(value_of(n), torch.Tensor)]
-        if name in ("cat", "concat", "concatenate"):
-            dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-            dim = dim % value_of(node).dim()
-            offset: object = 0
-            for source in sources:
-                length = value_of(source).shape[dim]
-                if window is None or (
-                    window[0] == dim and window[1] == offset and window[2] == length
-                ):
-                    todo.append((source, None, node))
-                offset = offset + length
-        elif name in ("getitem", "narrow"):
-            source = node.all_input_nodes[0]
-            cut = _window(node)
-            if not isinstance(value_of(source), torch.Tensor):
-                # A piece of chunk, split or unbind; a block that returns a tuple is flattened.
-                producer = call_name(source)
-                if producer not in ("chunk", "split", "split_with_sizes", "unbind", "tensor_split"):
-                    continue
-                source = source.all_input_nodes[0]
-            todo.append((source, cut if cut is not None else window, node))
-        elif name in passing:
-            # A reshape loses track of the cut; the shape test at the end still holds.
-            keeps = name in ("add", "add_", "iadd", "sub", "to", "contiguous", "clone", "dropout")
-            todo.extend((source, window if keeps else None, node) for source in sources)
-    return found
-
-
 def _crosses(node: fx.Node) -> bool:
     """Whether a value can be an operand of a branch."""
     return isinstance(value_of(node), (torch.Tensor, torch.SymInt, int))
-
-
-def _is_activation(node: fx.Node) -> bool:
-    value = value_of(node)
-    if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.dim() < 2:
-        return False
-    # A size that depends on data can't be known before the step, when the state is made.
-    return not any(map(is_data_dependent, value.shape))
-
-
-def _partner(output: fx.Node, inside: set[fx.Node], entering: Sequence[fx.Node]) -> Stream | Skip:
-    shape = value_of(output).shape
-
-    def fits(node: fx.Node) -> bool:
-        return _is_activation(node) and value_of(node).shape == shape and not is_model_state(node)
-
-    order = {node: position for position, node in enumerate(output.graph.nodes)}
-
-    def entrance(found: tuple[fx.Node, list[fx.Node]]) -> tuple[int, int]:
-        return min(order[reader] for reader in found[1]), len(set(found[1]))
-
-    candidates = _additive_sources(output, inside).items()
-    ranked = sorted((found for found in candidates if fits(found[0])), key=entrance)
-    additive = [node for node, _ in ranked]
-    # Hints and position embeddings are added along the way; the stream itself entered first, and
-    # once.
-    if len(ranked) == 1 or (len(ranked) > 1 and entrance(ranked[0]) < entrance(ranked[1])):
-        return Stream(output, additive[0], additive=True)
-    if additive:
-        names = ", ".join(node.name for node in additive)
-        return Skip(
-            Reason.NO_PARTNER, f"several entering values add up to it: {names}", output.name
-        )
-    same_shape = [node for node in entering if fits(node)]
-    if len(same_shape) == 1:
-        return Stream(output, same_shape[0], additive=False)
-    return Skip(
-        Reason.NO_PARTNER,
-        f"no entering value reaches it by additions, and {len(same_shape)} entering activations "
-        f"have its shape {tuple(shape)} (exactly one is needed)",
-        output.name,
-    )
 
 
 def _closed(tagged: set[fx.Node]) -> set[fx.Node]:
@@ -308,14 +162,14 @@ def _try_region(graph: fx.Graph, stacks: Sequence[Stack]) -> Region | Skip:
         return Skip(Reason.NO_PARTNER, "nothing that the last block computes is used after it")
     partners = []
     for node in leaving:
-        if not _is_activation(node):
+        if not is_activation(node):
             return Skip(
                 Reason.UNSUPPORTED_VALUE,
                 f"{type(value_of(node)).__name__} leaves the last block; only tensors of floating "
                 "point with a batch dimension can be predicted",
                 node.name,
             )
-        stream = _partner(node, closed, entering)
+        stream = partner_of(node, closed, entering)
         if isinstance(stream, Skip):
             return stream
         partners.append(stream.partner)
@@ -362,13 +216,13 @@ def _try_region(graph: fx.Graph, stacks: Sequence[Stack]) -> Region | Skip:
             kind = type(value_of(node)).__name__
             return Skip(Reason.UNSUPPORTED_VALUE, f"a {kind} crosses the border", node.name)
     for node in live_outs(nodes):
-        if not _is_activation(node):
+        if not is_activation(node):
             return Skip(
                 Reason.UNSUPPORTED_VALUE,
                 f"{type(value_of(node)).__name__} leaves the blocks and is used after them",
                 node.name,
             )
-        found = _partner(node, region, entering)
+        found = partner_of(node, region, entering)
         if isinstance(found, Skip):
             return found
         if found.partner in region:

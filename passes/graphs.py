@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import copy
-import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import fx
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
 
 __all__ = [
-    "VIEWS",
     "add_placeholder",
     "ancestors",
     "call_name",
@@ -23,38 +19,17 @@ __all__ = [
     "fake_mode",
     "gather",
     "hint",
-    "inline",
     "is_data_dependent",
     "is_model_state",
     "is_module_reference",
-    "is_pure",
     "live_ins",
     "live_outs",
     "mark_inputs",
     "module_path",
-    "mutated",
     "settle",
-    "storage_root",
     "submodule_name",
-    "unsafe_effect",
     "value_of",
 ]
-
-_IMPURE_FUNCTIONS = {
-    torch._C._set_grad_enabled,
-    torch._assert,
-    torch._assert_async,
-    operator.delitem,
-}
-_RANDOM = {
-    "rand", "randn", "rand_like", "randn_like", "randint", "bernoulli", "multinomial", "normal",
-    "randperm",
-}  # fmt: skip
-IN_PLACE_OPERATORS = frozenset(
-    {"iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "iand", "ior", "ixor", "imatmul"}
-)
-IN_PLACE_METHODS = IN_PLACE_OPERATORS | {"add_", "mul_", "sub_", "div_", "copy_", "fill_", "zero_",
-                                         "cumsum_", "clamp_", "relu_", "silu_"}  # fmt: skip
 
 
 def value_of(node: fx.Node) -> Any:
@@ -98,100 +73,10 @@ def is_model_state(node: fx.Node) -> bool:
     return node.op == "get_attr" or bool(node.meta.get("accel_model_state"))
 
 
-def is_pure(node: fx.Node) -> bool:
-    """Whether a node only computes its result (no randomness, mutation or global effect)."""
-    if node.op in ("placeholder", "get_attr", "output"):
-        return True
-    if node.op not in ("call_function", "call_method"):
-        return False
-    name = call_name(node)
-    if node.target in _IMPURE_FUNCTIONS or name in _RANDOM:
-        return False
-    if "autocast" in name or "vmap" in name or "batch_dim" in name:
-        return False  # they open and close a scope
-    return mutated(node) is None
-
-
-# Calls whose result may share memory with their first input.
-VIEWS = frozenset({
-    "view", "reshape", "transpose", "permute", "unsqueeze", "squeeze", "expand", "getitem", "chunk",
-    "split", "unbind", "flatten", "unflatten", "contiguous", "to", "float", "type_as", "detach",
-    "narrow", "select", "view_as", "expand_as", "movedim", "t", "T", "real", "imag", "getattr",
-    "split_with_sizes", "tensor_split", "dropout", "identity", "alias", "swapaxes", "half",
-    "bfloat16", "double", "view_as_real", "view_as_complex", "moveaxis", "swapdims", "mT",
-})  # fmt: skip
-
-
 def call_name(node: fx.Node) -> str:
     """The plain name of what a node calls, whether function or method."""
     target = node.target
     return target if isinstance(target, str) else getattr(target, "__name__", str(target))
-
-
-def storage_root(node: fx.Node) -> fx.Node:
-    """The node whose memory `node` may be a view of (itself, where it is no view)."""
-    while node.op.startswith("call") and call_name(node) in VIEWS | IN_PLACE_METHODS:
-        if not node.all_input_nodes:
-            break
-        node = node.all_input_nodes[0]
-    return node
-
-
-def mutated(node: fx.Node) -> fx.Node | None:
-    """The tensor that a node changes in place; None where it changes nothing."""
-    if node.op not in ("call_function", "call_method") or not node.all_input_nodes:
-        return None
-    name = call_name(node)
-    in_place = name == "setitem" or (
-        isinstance(value_of(node.all_input_nodes[0]), torch.Tensor)
-        and (
-            name in IN_PLACE_METHODS
-            or (node.op == "call_method" and name.endswith("_") and not name.endswith("__"))
-            or (
-                node.op == "call_function"
-                and name.endswith("_")
-                and not name.startswith("_")
-                and getattr(operator, name, None) is not node.target
-            )
-            or (name in IN_PLACE_OPERATORS and getattr(operator, name) is node.target)
-            or node.kwargs.get("inplace") is True
-        )
-    )
-    if in_place:
-        return node.all_input_nodes[0]
-    out = node.kwargs.get("out")
-    return out if isinstance(out, fx.Node) else None
-
-
-def unsafe_effect(region: Sequence[fx.Node], graph: fx.Graph) -> fx.Node | None:
-    """A node because of which a region can't be cut out, if there is one.
-
-    That is: randomness or a global effect inside; a change in place of anything that the region
-    did not make itself; and a change, outside, of anything that it reads.
-    """
-    inside = set(region)
-    for node in region:
-        target = mutated(node)
-        if target is None and not is_pure(node):
-            return node
-        if target is not None and storage_root(target) not in inside:
-            return node
-    order = {node: position for position, node in enumerate(graph.nodes)}
-    readers: dict[fx.Node, int] = {}
-    for node in region:
-        for source in node.all_input_nodes:
-            root = storage_root(source)
-            readers[root] = min(order[node], readers.get(root, order[node]))
-    dependent = descendants(region)
-    for node in graph.nodes:
-        target = None if node in inside else mutated(node)
-        if target is None or not order[region[0]] < order[node] < order[region[-1]]:
-            continue
-        # `gather` moves it before the region, or behind it where it depends on the region.
-        root = storage_root(target)
-        if root in readers and (node in dependent or readers[root] < order[node]):
-            return node
-    return None
 
 
 def descendants(roots: Iterable[fx.Node]) -> set[fx.Node]:
@@ -340,58 +225,6 @@ def settle(
         for node in region:
             node.replace_input_with(operand, settled[operand])
     return settled
-
-
-class _Recorder(TorchFunctionMode):
-    """Runs torch calls on fake tensors and writes each one down as a node."""
-
-    def __init__(self, graph: fx.Graph, nodes: dict[int, fx.Node]) -> None:
-        super().__init__()
-        self.graph = graph
-        self.nodes = nodes
-        self.alive: list[Any] = []  # ids are only unique among living tensors
-
-    def _note(self, value: torch.Tensor, node: fx.Node) -> None:
-        node.meta["example_value"] = value
-        self.nodes[id(value)] = node
-        self.alive.append(value)
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if not isinstance(result, torch.Tensor) or id(result) in self.nodes:
-            return result  # sizes and the like are constants; the same tensor needs no node
-
-        def known(value: Any) -> Any:
-            return self.nodes[id(value)] if isinstance(value, torch.Tensor) else value
-
-        arguments = tree_map(known, args), tree_map(known, kwargs or {})
-        name = getattr(func, "__name__", "")
-        if getattr(torch.Tensor, name, None) is func:
-            node = self.graph.call_method(name, *arguments)
-        else:
-            node = self.graph.call_function(func, *arguments)
-        self._note(result, node)
-        return result
-
-
-def inline(
-    graph: fx.Graph, function: Callable[..., Any], arguments: Sequence[fx.Node]
-) -> list[fx.Node]:
-    """Append the body of a plain torch function of tensors to a graph; its results as nodes.
-
-    The function runs once on the arguments' fake values, so it may ask for dimensions; it must
-    not branch on values. The new nodes carry fake values of their own.
-    """
-    values = [value_of(node) for node in arguments]
-    # The same tensor may be given twice (a blank history); views keep the arguments apart.
-    values = [value.view_as(value) for value in values]
-    nodes = {id(value): node for value, node in zip(values, arguments, strict=True)}
-    with values[0].fake_mode, _Recorder(graph, nodes) as recorder:
-        results = function(*values)
-        listed = list(results) if isinstance(results, (tuple, list)) else [results]
-    return [recorder.nodes[id(value)] for value in listed]
 
 
 def fake_mode(graph: fx.Graph) -> Any:

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_flatten
 
 from .base import PassResult, Program, Reason, Skip
 from .blocks import Block, find_stacks
+from .effects import storage_root, unsafe_effect
 from .graphs import (
     ancestors,
     copy_module,
@@ -28,9 +29,7 @@ from .graphs import (
     live_ins,
     live_outs,
     settle,
-    storage_root,
     submodule_name,
-    unsafe_effect,
     value_of,
 )
 

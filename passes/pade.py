@@ -35,12 +35,12 @@ from .graphs import (
     fake_mode,
     gather,
     hint,
-    inline,
     live_ins,
     settle,
     submodule_name,
     value_of,
 )
+from .tracing import inline
 
 __all__ = ["PadePass", "StackState", "StreamState"]
 

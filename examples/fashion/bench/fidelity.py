@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .... import stats
+from ....compiler.schedule import place
 from ....kernels.predictors import PREDICTORS
 from ..measure import psnr
 from .peers import Install, Peer, calibrate_magnitudes
@@ -167,10 +168,11 @@ class Fidelity:
         return Contender(row, install=install)
 
     def _placement(self, computed: int, fidelity: Callable[[Sequence[int]], float]) -> Any:
-        starts = list(itertools.islice(family(self.steps, computed), self.subject.placements))
+        shipped = place(self.steps, computed)
+        others = itertools.islice(family(self.steps, computed), self.subject.placements)
         # Longer runs have more steps to move, and each matters less.
-        sweeps = max(0, self.subject.sweeps - (self.steps > 20) - (self.steps > 30))
-        return best_placement(self.steps, starts, fidelity, sweeps)[0]
+        sweeps = self.subject.sweeps if self.steps <= 20 else 0
+        return best_placement(self.steps, [shipped, *others], fidelity, sweeps)[0]
 
     def _best_placed(self, peer: Peer) -> tuple[str, Install]:
         assert peer.placed is not None

@@ -1,0 +1,118 @@
+"""Which nodes of a graph change something: memory, randomness, global state."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import fx
+
+from .graphs import call_name, descendants, value_of
+
+__all__ = ["is_pure", "mutated", "storage_root", "unsafe_effect"]
+
+_IMPURE_FUNCTIONS = {
+    torch._C._set_grad_enabled,
+    torch._assert,
+    torch._assert_async,
+    operator.delitem,
+}
+_RANDOM = {
+    "rand", "randn", "rand_like", "randn_like", "randint", "bernoulli", "multinomial", "normal",
+    "randperm",
+}  # fmt: skip
+IN_PLACE_OPERATORS = frozenset(
+    {"iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "iand", "ior", "ixor", "imatmul"}
+)
+IN_PLACE_METHODS = IN_PLACE_OPERATORS | {"add_", "mul_", "sub_", "div_", "copy_", "fill_", "zero_",
+                                         "cumsum_", "clamp_", "relu_", "silu_"}  # fmt: skip
+
+# Calls whose result may share memory with their first input.
+VIEWS = frozenset({
+    "view", "reshape", "transpose", "permute", "unsqueeze", "squeeze", "expand", "getitem", "chunk",
+    "split", "unbind", "flatten", "unflatten", "contiguous", "to", "float", "type_as", "detach",
+    "narrow", "select", "view_as", "expand_as", "movedim", "t", "T", "real", "imag", "getattr",
+    "split_with_sizes", "tensor_split", "dropout", "identity", "alias", "swapaxes", "half",
+    "bfloat16", "double", "view_as_real", "view_as_complex", "moveaxis", "swapdims", "mT",
+})  # fmt: skip
+
+
+def is_pure(node: fx.Node) -> bool:
+    """Whether a node only computes its result (no randomness, mutation or global effect)."""
+    if node.op in ("placeholder", "get_attr", "output"):
+        return True
+    if node.op not in ("call_function", "call_method"):
+        return False
+    name = call_name(node)
+    if node.target in _IMPURE_FUNCTIONS or name in _RANDOM:
+        return False
+    if "autocast" in name or "vmap" in name or "batch_dim" in name:
+        return False  # they open and close a scope
+    return mutated(node) is None
+
+
+def storage_root(node: fx.Node) -> fx.Node:
+    """The node whose memory `node` may be a view of (itself, where it is no view)."""
+    while node.op.startswith("call") and call_name(node) in VIEWS | IN_PLACE_METHODS:
+        if not node.all_input_nodes:
+            break
+        node = node.all_input_nodes[0]
+    return node
+
+
+def mutated(node: fx.Node) -> fx.Node | None:
+    """The tensor that a node changes in place; None where it changes nothing."""
+    if node.op not in ("call_function", "call_method") or not node.all_input_nodes:
+        return None
+    name = call_name(node)
+    in_place = name == "setitem" or (
+        isinstance(value_of(node.all_input_nodes[0]), torch.Tensor)
+        and (
+            name in IN_PLACE_METHODS
+            or (node.op == "call_method" and name.endswith("_") and not name.endswith("__"))
+            or (
+                node.op == "call_function"
+                and name.endswith("_")
+                and not name.startswith("_")
+                and getattr(operator, name, None) is not node.target
+            )
+            or (name in IN_PLACE_OPERATORS and getattr(operator, name) is node.target)
+            or node.kwargs.get("inplace") is True
+        )
+    )
+    if in_place:
+        return node.all_input_nodes[0]
+    out = node.kwargs.get("out")
+    return out if isinstance(out, fx.Node) else None
+
+
+def unsafe_effect(region: Sequence[fx.Node], graph: fx.Graph) -> fx.Node | None:
+    """A node because of which a region can't be cut out, if there is one.
+
+    That is: randomness or a global effect inside; a change in place of anything that the region
+    did not make itself; and a change, outside, of anything that it reads.
+    """
+    inside = set(region)
+    for node in region:
+        target = mutated(node)
+        if target is None and not is_pure(node):
+            return node
+        if target is not None and storage_root(target) not in inside:
+            return node
+    order = {node: position for position, node in enumerate(graph.nodes)}
+    readers: dict[fx.Node, int] = {}
+    for node in region:
+        for source in node.all_input_nodes:
+            root = storage_root(source)
+            readers[root] = min(order[node], readers.get(root, order[node]))
+    dependent = descendants(region)
+    for node in graph.nodes:
+        target = None if node in inside else mutated(node)
+        if target is None or not order[region[0]] < order[node] < order[region[-1]]:
+            continue
+        # `gather` moves it before the region, or behind it where it depends on the region.
+        root = storage_root(target)
+        if root in readers and (node in dependent or readers[root] < order[node]):
+            return node
+    return None
