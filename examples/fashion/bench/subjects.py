@@ -21,9 +21,10 @@ class Subject:
     """A model, and how much is spent on it.
 
     shape: one sample's. tuning: samples to tune on, with noise of their own. samples, seeds: to
-    measure on. placements: how many to try for each method, besides accel's own. sweeps: how often
-    every step of the best is moved by one (in runs of 20). settings: the most settings tried for a cache that chooses its
-    steps itself.
+        measure on.
+    placements: how many to try for each method, besides accel's own. sweeps: how often every step
+        of the best one is moved by one (in runs of 20).
+    settings: the most settings tried for a cache that chooses its steps itself.
     """
 
     name: str
