@@ -26,6 +26,7 @@ __all__ = [
     "live_outs",
     "mark_inputs",
     "module_path",
+    "operands_of",
     "settle",
     "submodule_name",
     "value_of",
@@ -118,6 +119,27 @@ def live_ins(region: Sequence[fx.Node]) -> list[fx.Node]:
             if source not in inside and not is_module_reference(source):
                 found.setdefault(source)
     return list(found)
+
+
+def operands_of(region: Sequence[fx.Node]) -> list[fx.Node]:
+    """What a region needs to stand alone: its live-ins, and the symbols that its sizes are made of.
+
+    Inductor reads a symbol off an operand of that size; where sizes are only products of symbols
+    (tokens of an image of any height and width) it has to be handed the factors too.
+    """
+    found = live_ins(region)
+    mentioned: set[Any] = set()
+    for node in [*found, *region]:
+        value = value_of(node)
+        sizes = (*value.shape, *value.stride()) if isinstance(value, torch.Tensor) else (value,)
+        for size in sizes:
+            if isinstance(size, torch.SymInt):
+                mentioned |= size.node.expr.free_symbols
+    for node in region[0].graph.find_nodes(op="placeholder"):
+        value = value_of(node)
+        if isinstance(value, torch.SymInt) and value.node.expr in mentioned and node not in found:
+            found.append(node)
+    return found
 
 
 def live_outs(region: Sequence[fx.Node]) -> list[fx.Node]:

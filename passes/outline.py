@@ -28,6 +28,7 @@ from .graphs import (
     is_model_state,
     live_ins,
     live_outs,
+    operands_of,
     settle,
     submodule_name,
     value_of,
@@ -131,7 +132,7 @@ def _piece(graph: fx.Graph, block: Block) -> _Piece | Skip:
     if effect is not None:
         return Skip(Reason.IMPURE, f"{block.path}: {effect.format_node()}", effect.name)
     nodes = tuple(tagged)
-    piece = _Piece(block.path, nodes, tuple(live_ins(nodes)), tuple(live_outs(nodes)))
+    piece = _Piece(block.path, nodes, tuple(operands_of(nodes)), tuple(live_outs(nodes)))
     for node in piece.outputs:
         if not isinstance(value_of(node), Tensor):
             return Skip(
@@ -214,7 +215,7 @@ class OutlinePass:
         body = extract(
             module,
             first.nodes,
-            live_ins(first.nodes),
+            operands_of(first.nodes),
             lambda _, mapping: [mapping[n] for n in first.outputs],
         )
         setattr(module, attribute, body)
@@ -226,7 +227,7 @@ class OutlinePass:
                 call = graph.call_function(
                     torch.ops.higher_order.invoke_subgraph,
                     # Read again: an earlier call may have replaced what this block reads.
-                    (reference, attribute, *live_ins(piece.nodes)),
+                    (reference, attribute, *operands_of(piece.nodes)),
                 )
             call.meta = {
                 "example_value": tuple(value_of(node) for node in piece.outputs),

@@ -35,7 +35,7 @@ from .graphs import (
     fake_mode,
     gather,
     hint,
-    live_ins,
+    operands_of,
     settle,
     submodule_name,
     value_of,
@@ -146,7 +146,7 @@ class PadePass:
         # it reads: everything in between that is not in the region is moved out of the way.
         gather(graph, nodes)
         partners = [mapping[stream.partner] for stream in region.streams]
-        entering = [node for node in live_ins(nodes) if node not in partners]
+        entering = [node for node in operands_of(nodes) if node not in partners]
         # Inductor may pick another layout for a value than the one that the branch was traced
         # with; making it contiguous settles it. A contiguous value stays the same tensor.
         rearranged = [
@@ -218,7 +218,7 @@ class PadePass:
     def _blocks(
         self, streams: Sequence[_Stream], graph: fx.Graph, mapping: dict[fx.Node, fx.Node]
     ) -> list[fx.Node]:
-        """End of the computed branch: for each stream the output, its residual, its moments."""
+        """End of the computed branch: for each stream output and residual, flat, and moments."""
         computed = [
             inline(graph, _computed, [mapping[stream.output], mapping[stream.partner]])
             for stream in streams
@@ -228,10 +228,10 @@ class PadePass:
             return moments(actual, earlier, predicted, self.predictor.granularity)
 
         results = []
-        for stream, (output, residual) in zip(streams, computed, strict=True):
+        for stream, (output, flat, residual) in zip(streams, computed, strict=True):
             guess = self._forecast(graph, mapping, stream)
             earlier = [mapping[node] for node in stream.state.residuals[:2]]
-            results += [output, residual]
+            results += [output, flat]
             results += inline(graph, measured, [residual, guess, *earlier])
         return results
 
@@ -267,7 +267,7 @@ class PadePass:
         with fake_mode(graph):
             for stream in streams:
                 device = stream.value.device
-                results += [_blank(stream.value), _blank(stream.value)]
+                results += [_blank(stream.value).flatten(), _blank(stream.value).flatten()]
                 results.append(torch.zeros(self._moments_shape(stream.value), device=device))
         taken = []
         with graph.inserting_before(nodes[0]):
@@ -279,6 +279,11 @@ class PadePass:
             for index, value in enumerate(results):
                 node = graph.call_function(operator.getitem, (call, index))
                 node.meta["example_value"] = value
+                stream, kind = streams[index // 3], index % 3
+                if kind < 2:  # the output or its residual, flattened
+                    node = graph.call_method("view_as", (node, stream.partner))
+                    with fake_mode(graph):
+                        node.meta["example_value"] = _blank(stream.value)
                 taken.append(node)
         inside = set(nodes)
         for index, stream in enumerate(streams):
@@ -335,15 +340,15 @@ def _as_tuple(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, (tuple, list)) else (value,)
 
 
-def _computed(output: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
-    # Both branches have to return the same layout. A slice of a batch of one counts as contiguous,
-    # yet has another tensor's strides and begins somewhere in its memory.
+def _computed(output: Tensor, partner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    # Both branches have to return the same layout, and torch has to see that they do. Flattened,
+    # there are no strides to compare, which it can't where a size is a product of symbols. A slice
+    # of a batch of one is contiguous, yet begins somewhere in another tensor's memory.
     output = output.contiguous()
-    plain = [math.prod(output.shape[dim + 1 :]) for dim in range(output.dim())]
-    pairs = [(output.storage_offset(), 0), *zip(output.stride(), plain, strict=True)]
-    if not all(statically_known_true(seen == wanted) for seen, wanted in pairs):
+    if not statically_known_true(output.storage_offset() == 0):
         output = output.clone(memory_format=torch.contiguous_format)
-    return output, (output - partner).to(output.dtype)
+    residual = (output - partner).to(output.dtype)
+    return output.flatten(), residual.flatten(), residual
 
 
 def _filled_in(
@@ -352,4 +357,4 @@ def _filled_in(
     # Only the shape of this sum is used; sizes may be symbols, which can't be written down here.
     one = partner.float().sum(reduced_dims(granularity, partner.dim()), keepdim=True)
     no_moments = torch.stack([torch.zeros_like(one)] * MOMENTS)
-    return (partner + residual).to(dtype), residual.to(dtype), no_moments
+    return (partner + residual).to(dtype).flatten(), residual.to(dtype).flatten(), no_moments

@@ -286,6 +286,19 @@ def test_another_batch_size_and_back() -> None:
     assert stats.predicted_steps == 4 * 12
 
 
+@pytest.mark.parametrize("lowering", ["eager", "inductor"])
+def test_another_resolution_and_back(lowering: str) -> None:
+    """Height and width both become free, so the token count is a product of two symbols."""
+    fast = compiled(dit(), lowering=lowering)
+    for size in (8, 12, 16, 8):
+        alone = euler(compiled(dit(), lowering=lowering), noise(size=size), LABELS)
+        got = euler(fast, noise(size=size), LABELS)
+        torch.testing.assert_close(got[-1], alone[-1], rtol=1e-4, atol=1e-5)
+    stats = accel.stats(fast)
+    assert stats.recompiles == 1
+    assert (stats.full_steps, stats.predicted_steps) == (4 * 8, 4 * 12)
+
+
 def test_unequal_samples_do_not_disturb_each_other() -> None:
     """A batch of two samples equals two batches of one."""
     fast = compiled(dit())
