@@ -5,13 +5,17 @@
 needs no import of this package; the names below are for reading what it did and for guiding it.
 """
 
+from .compiler.export import Engine, export, load
 from .compiler.gate import Gate
 from .compiler.options import Options, PadeOptions
 from .compiler.report import Report, Stats, explain, report_of, stats, trajectory
-from .kernels.errors import AccelError, OptionError
+from .kernels.errors import AccelError, EngineError, ExportError, OptionError
 
 __all__ = [
     "AccelError",
+    "Engine",
+    "EngineError",
+    "ExportError",
     "Gate",
     "OptionError",
     "Options",
@@ -19,6 +23,8 @@ __all__ = [
     "Report",
     "Stats",
     "explain",
+    "export",
+    "load",
     "report_of",
     "stats",
     "trajectory",

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from ..passes.base import PassResult
-from ..passes.graphs import is_model_state
+from ..passes.graphs import is_model_state, value_of
 from .lowering import lower
 from .options import Options, parse_options
 from .pipeline import rewrite
@@ -78,7 +78,12 @@ def accel_backend(
     if program.state is not None:
         pade = parsed.pade_options
         assert pade is not None
-        function = PadeGraph(function, placeholders, program.outputs, program.state, pade, owner)
+        symbols = {
+            str(value_of(node)): (index, None)
+            for index, node in enumerate(placeholders)
+            if isinstance(value_of(node), torch.SymInt)
+        }
+        function = PadeGraph(function, symbols, program.outputs, program.state, pade, owner)
     calls = sum(node.op.startswith("call") for node in module.graph.nodes)
     return CompiledGraph(function, calls, results, parsed, owner)
 

@@ -1,4 +1,4 @@
-"""The command line: `accel demo`, `accel bench` and `accel explain`."""
+"""The command line: `accel demo`, `bench`, `explain`, `export` and `run`."""
 
 from __future__ import annotations
 
@@ -21,8 +21,31 @@ def _table(title: str, rows: Sequence[Any], columns: dict[str, str]) -> Any:
         table.add_column(heading, justify="left" if heading == "run" else "right")
     for row in rows:
         cells = [getattr(row, name) for name in columns.values()]
-        table.add_row(*("-" if cell is None else str(cell) for cell in cells))
+        table.add_row(*("-" if cell is None else _text(cell) for cell in cells))
     return table
+
+
+def _text(cell: Any) -> str:
+    return " x ".join(map(str, cell)) if isinstance(cell, tuple) else str(cell)
+
+
+def _build(builder: str) -> tuple[Any, Any, Any]:
+    """Call the function that `package.module:function` names: (model, args, kwargs)."""
+    module, _, name = builder.partition(":")
+    if not name:
+        raise AccelError(f"{builder!r} has to be package.module:function")
+    sys.path.insert(0, "")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise AccelError(f"{builder!r} can't be found: {error}") from error
+    built = function()
+    if not isinstance(built, tuple) or len(built) != 3:
+        raise AccelError(
+            f"{builder} has to return (model, args, kwargs), not {type(built).__name__}"
+        )
+    model, args, kwargs = built
+    return model, args, kwargs
 
 
 def _application() -> Any:
@@ -98,13 +121,69 @@ def _application() -> Any:
 
         from .report import explain as report
 
-        module, _, name = builder.partition(":")
-        if not name:
-            raise AccelError(f"{builder!r} has to be package.module:function")
-        sys.path.insert(0, "")
-        model, args, kwargs = getattr(importlib.import_module(module), name)()
+        model, args, kwargs = _build(builder)
         with torch.no_grad():
             console.print(str(report(model, *args, **kwargs)), markup=False)
+
+    @application.command()
+    def export(
+        builder: str,
+        path: Path,
+        preset: str = "balanced",
+        pade: bool = True,
+    ) -> None:
+        """Write a model as an engine, .onnx or .pt2 by PATH's suffix.
+
+        BUILDER is package.module:function; the function returns (model, args, kwargs). Sizes above
+        1 of its inputs stay free where the model allows that.
+        """
+        from .export import export as write
+
+        model, args, kwargs = _build(builder)
+        options: dict[str, Any] = {"pade": {"preset": preset} if pade else False}
+        with console.status(f"exporting {type(model).__name__} to {path}"):
+            engine = write(model, args, kwargs, path=path, options=options)
+        for record in engine.manifest.passes:
+            done = "; ".join(record.matched) or "nothing"
+            console.print(f"{record.name}: {done}", markup=False)
+            for reason in record.skipped:
+                console.print(f"  not applied: {reason}", markup=False)
+        columns = {"tensor": "name", "shape": "shape", "type": "dtype"}
+        console.print(_table("inputs", engine.manifest.inputs, columns))
+        if engine.manifest.state is not None:
+            console.print(f"state: {engine.manifest.state.bytes} bytes a sampling run")
+        console.print(f"written: {path} ({path.stat().st_size} bytes)")
+
+    @application.command()
+    def run(
+        engine: Path,
+        inputs: Path,
+        output: Path = Path("accel_output.npz"),
+        scheduler: str = "",
+        steps: int = 20,
+        seed: int = 0,
+    ) -> None:
+        """Run an engine on the arrays of an .npz file, once or in a whole sampling loop.
+
+        SCHEDULER is the name of one of diffusers' scheduler classes; INPUTS then holds the
+        starting noise and the conditions. Without it, INPUTS holds all inputs of one call.
+        """
+        from .export import load, sampling
+
+        loaded = load(engine)
+        tensors = sampling.read_inputs(loaded, inputs)
+        if scheduler:
+            with Progress(console=console) as progress:
+                task = progress.add_task("sampling", total=steps)
+                outputs = sampling.run_schedule(
+                    loaded, tensors, scheduler, steps, seed,
+                    lambda step: progress.update(task, completed=step),
+                )  # fmt: skip
+            console.print(str(loaded.stats()), markup=False)
+        else:
+            outputs = sampling.run_once(loaded, tensors)
+        sampling.write_outputs(output, outputs)
+        console.print(f"written: {output} ({', '.join(outputs)})", markup=False)
 
     return application
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from torch import fx
 
@@ -36,14 +37,22 @@ def configured_passes(options: Options) -> dict[str, GraphPass | None]:
     return {name: available[name] for name in PASSES}
 
 
-def rewrite(module: fx.GraphModule, options: Options) -> tuple[Program, tuple[PassResult, ...]]:
-    """Run the passes over a graph from Dynamo, which stays as it is; verify after each."""
+def rewrite(
+    module: fx.GraphModule, options: Options, left_out: Mapping[str, str] | None = None
+) -> tuple[Program, tuple[PassResult, ...]]:
+    """Run the passes over a graph from Dynamo, which stays as it is; verify after each.
+
+    left_out: passes whose result the target can't hold, and why.
+    """
     program = Program.capture(module)
     results = []
     for name, graph_pass in configured_passes(options).items():
         if graph_pass is None:
             detail = f"options={{{name!r}: False}}"
             results.append(PassResult(name, skipped=(Skip(Reason.OFF, detail),)))
+            continue
+        if left_out and name in left_out:
+            results.append(PassResult(name, skipped=(Skip(Reason.FORMAT, left_out[name]),)))
             continue
         rewritten, result = graph_pass.run(program)
         if rewritten is not program:

@@ -12,6 +12,7 @@ import torch
 from ..kernels.errors import AccelError, OptionError
 from ..passes import PASSES, PassResult, Skip
 from .backend import compiled_graphs
+from .export.engine import Engine
 from .options import Options, parse_options
 from .pipeline import rewrite
 from .runtime import graphs_of
@@ -128,7 +129,7 @@ def explain(
 
 def report_of(compiled: Any) -> Report:
     """The report of a compiled model's graphs as they were really compiled, so far."""
-    graphs = sorted(compiled_graphs(_parameters(compiled)), key=lambda graph: graph.number)
+    graphs = sorted(compiled_graphs(_owners(compiled)), key=lambda graph: graph.number)
     if not graphs:
         raise AccelError(
             "the model has no graph compiled by accel yet; call it once, or use accel.explain"
@@ -166,23 +167,24 @@ class Stats:
     last_error: float = float("nan")
 
 
-def _parameters(compiled: Any) -> frozenset[int]:
+def _owners(compiled: Any) -> frozenset[int]:
+    """The ids by which the graphs of a compiled model, or of an engine, are found."""
+    if isinstance(compiled, Engine):
+        return frozenset({id(compiled.graph)})
     if not isinstance(compiled, torch.nn.Module):
         raise AccelError(
             f"expected a compiled torch.nn.Module, got {type(compiled).__name__}; pass the model "
-            "that torch.compile returned"
+            "that torch.compile returned, or an engine"
         )
     tensors = [*compiled.parameters(), *compiled.buffers()]
     return frozenset(map(id, tensors))
 
 
 def stats(compiled: Any) -> Stats:
-    """Counters of a model compiled with `backend="accel"` (the module itself will do, too)."""
-    parameters = _parameters(compiled)
-    graphs = compiled_graphs(parameters)
-    if not graphs:
-        return Stats()
-    records = graphs_of(parameters)
+    """Counters of a model compiled with `backend="accel"` (the module will do), or an engine's."""
+    owners = _owners(compiled)
+    graphs = compiled_graphs(owners)
+    records = graphs_of(owners)
     counters = [model.counters for _, model in records]
     runs = [model.runs for _, model in records]
 
@@ -212,11 +214,11 @@ def trajectory(compiled: Any, steps: int | None = None) -> Iterator[None]:
     this thread or any other. steps: how many, if known: then the schedule need not estimate it.
     Raises OptionError if the schedule does not fit that many steps.
     """
-    parameters = _parameters(compiled)
+    owners = _owners(compiled)
     if steps is not None and steps < 1:
         raise OptionError(f"steps is {steps}; a run has at least one step")
-    for graph, _ in graphs_of(parameters):
+    for graph, _ in graphs_of(owners):
         if steps is not None:
             graph.schedule.check(steps)
-    with enter_explicit(Explicit(parameters, steps)):
+    with enter_explicit(Explicit(owners, steps)):
         yield

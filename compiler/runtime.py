@@ -5,17 +5,17 @@ from __future__ import annotations
 import itertools
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from ..kernels.predictors import judge
-from ..passes.graphs import value_of
 from ..passes.pade import StackState
 from .options import PadeOptions
+from .sizes import evaluate, size_of
 from .trajectory import Call, Relation, Run, Runs, current_explicit, decide, digest, sketch
 
 __all__ = ["Counters", "PadeGraph", "graphs_of"]
@@ -55,12 +55,15 @@ class PadeGraph:
     Every call is located in its sampling run, decided (compute or predict), executed with that
     run's state, and recorded. All of it is ordinary Python around one graph call: the graph itself
     has no side effects.
+
+    symbols: for each symbol in a size, the input that is it, or the input and the dimension.
+    outputs: how many of the graph's results are the model's own; they come first.
     """
 
     def __init__(
         self,
         function: Callable[..., Sequence[Any]],
-        placeholders: Sequence[fx.Node],
+        symbols: Mapping[str, tuple[int, int | None]],
         outputs: int,
         state: StackState,
         options: PadeOptions,
@@ -74,11 +77,7 @@ class PadeGraph:
         self.schedule = options.plan()
         self.models: dict[int, _Model] = {}
         self.lock = threading.Lock()
-        self.symbols = {
-            str(value_of(node)): index
-            for index, node in enumerate(placeholders)
-            if isinstance(value_of(node), torch.SymInt)
-        }
+        self.symbols = symbols
         self.owner_index = owner_index
         _graphs.add(self)
 
@@ -196,13 +195,11 @@ class PadeGraph:
     # Executing and recording
 
     def _size(self, size: Any, inputs: Sequence[Any]) -> int:
-        if isinstance(size, int):
-            return size
-        expression = size.node.expr
-        values = {
-            symbol: int(inputs[self.symbols[str(symbol)]]) for symbol in expression.free_symbols
-        }
-        return int(expression.subs(values))
+        def symbol(name: str) -> int:
+            index, dim = self.symbols[name]
+            return int(inputs[index] if dim is None else inputs[index].shape[dim])
+
+        return evaluate(size_of(size), symbol)
 
     def _arguments(self, run: Run, inputs: Sequence[Any]) -> tuple[Tensor, list[Tensor]]:
         """The step's own times and a run's state in the graph's form, missing entries filled in."""

@@ -1,6 +1,13 @@
 """The errors that accel raises on purpose. All are `AccelError`."""
 
-__all__ = ["AccelError", "MissingDependencyError", "OptionError", "VerificationError"]
+__all__ = [
+    "AccelError",
+    "EngineError",
+    "ExportError",
+    "MissingDependencyError",
+    "OptionError",
+    "VerificationError",
+]
 
 
 class AccelError(Exception):
@@ -9,6 +16,14 @@ class AccelError(Exception):
 
 class OptionError(AccelError, ValueError):
     """An option is unknown, malformed or contradicts another."""
+
+
+class EngineError(AccelError, ValueError):
+    """An engine file can't be loaded, or an engine got inputs that it was not built for."""
+
+
+class ExportError(AccelError):
+    """A model can't be exported, or not with what was asked for."""
 
 
 class MissingDependencyError(AccelError, ImportError):

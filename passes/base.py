@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import fx
 
-from .graphs import mark_inputs
+from .graphs import mark_inputs, results_of
 
 __all__ = ["GraphPass", "PassResult", "Program", "Reason", "Skip"]
 
@@ -24,6 +24,7 @@ class Reason(enum.Enum):
     TRAINING = "training graph"
     IMPURE = "side effects inside the region"
     NOT_ISOMORPHIC = "blocks differ"
+    FORMAT = "the file format can't hold it"
     BROKEN = "failed verification"
     UNSUPPORTED_VALUE = "a value that cannot cross the region's border"
 
@@ -73,10 +74,9 @@ class Program:
         needs_gradient = any(
             isinstance(value, torch.Tensor) and value.requires_grad for value in values
         )
-        (results,) = module.graph.output_node().args
         return Program(
             module=module,
-            outputs=len(results) if isinstance(results, (tuple, list)) else 1,
+            outputs=len(results_of(module.graph)),
             training=torch.is_grad_enabled() and needs_gradient,
         )
 

@@ -27,6 +27,7 @@ __all__ = [
     "mark_inputs",
     "module_path",
     "operands_of",
+    "results_of",
     "settle",
     "submodule_name",
     "value_of",
@@ -135,17 +136,29 @@ def operands_of(region: Sequence[fx.Node]) -> list[fx.Node]:
         for size in sizes:
             if isinstance(size, torch.SymInt):
                 mentioned |= size.node.expr.free_symbols
+    symbols = {_symbol(node): node for node in found}
     for node in region[0].graph.find_nodes(op="placeholder"):
-        value = value_of(node)
-        if isinstance(value, torch.SymInt) and value.node.expr in mentioned and node not in found:
+        if _symbol(node) in mentioned and _symbol(node) not in symbols:
+            symbols[_symbol(node)] = node
             found.append(node)
     return found
+
+
+def _symbol(node: fx.Node) -> Any:
+    value = value_of(node)
+    return value.node.expr if isinstance(value, torch.SymInt) else None
 
 
 def live_outs(region: Sequence[fx.Node]) -> list[fx.Node]:
     """Values of a region that are read outside, in graph order."""
     inside = set(region)
     return [node for node in region if any(user not in inside for user in node.users)]
+
+
+def results_of(graph: fx.Graph) -> tuple[Any, ...]:
+    """What a graph returns, as a tuple of nodes (and constants, where it returns such)."""
+    (results,) = graph.output_node().args
+    return tuple(results) if isinstance(results, (tuple, list)) else (results,)
 
 
 def copy_module(module: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node, fx.Node]]:

@@ -36,6 +36,7 @@ from .graphs import (
     gather,
     hint,
     operands_of,
+    results_of,
     settle,
     submodule_name,
     value_of,
@@ -299,13 +300,12 @@ class PadePass:
     ) -> None:
         """Append the new state to the graph's results."""
         result_node = graph.output_node()
-        (old_results,) = result_node.args
         added: list[fx.Node] = []
         for index, stream in enumerate(streams):
             added += [taken[3 * index + 2], taken[3 * index + 1]]
             if self.predictor.reads_inputs:
                 added.append(stream.partner)
-        result_node.args = ((*_as_tuple(old_results), *added),)
+        result_node.args = ((*results_of(graph), *added),)
 
 
 @dataclass(frozen=True)
@@ -334,10 +334,6 @@ class _Stream:
 def _blank(value: Tensor) -> Tensor:
     """A contiguous tensor like `value`; inputs that share one would be taken for aliases."""
     return torch.empty(value.shape, dtype=value.dtype, device=value.device)
-
-
-def _as_tuple(value: Any) -> tuple[Any, ...]:
-    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
 
 
 def _computed(output: Tensor, partner: Tensor) -> tuple[Tensor, Tensor, Tensor]:

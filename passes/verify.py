@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from ..kernels.errors import VerificationError
 from .base import Program
-from .graphs import fake_mode, is_data_dependent, value_of
+from .graphs import fake_mode, is_data_dependent, results_of, value_of
 
 __all__ = ["verify"]
 
@@ -20,11 +20,6 @@ def _fail(pass_name: str, what: str) -> VerificationError:
         f"the pass {pass_name!r} broke the graph: {what}. This is a bug in accel; turning the pass "
         f"off (options={{{pass_name!r}: False}}) avoids it"
     )
-
-
-def _results(module: fx.GraphModule) -> tuple[Any, ...]:
-    (results,) = module.graph.output_node().args
-    return tuple(results) if isinstance(results, (tuple, list)) else (results,)
 
 
 def _same(left: Any, right: Any) -> bool:
@@ -63,7 +58,7 @@ def _check_calls(module: fx.GraphModule, pass_name: str) -> None:
                 raise _fail(
                     pass_name, f"{node.name} passes {len(operands)} operands, not {len(taken)}"
                 )
-            counts.add(len(_results(branch)))
+            counts.add(len(results_of(branch.graph)))
             branch.graph.lint()
             _check_calls(branch, pass_name)
         if len(counts) != 1:
@@ -101,7 +96,7 @@ def verify(before: Program, after: Program, pass_name: str, deep: bool = False) 
             raise _fail(pass_name, f"input {old.name} became {new.name}")
     if len(placeholders) < len(expected):
         raise _fail(pass_name, f"{len(expected)} inputs became {len(placeholders)}")
-    results, wanted = _results(module), _results(before.module)[: before.outputs]
+    results, wanted = results_of(module.graph), results_of(before.module.graph)[: before.outputs]
     for old, new in zip(wanted, results, strict=False):
         if isinstance(old, fx.Node) != isinstance(new, fx.Node) or (
             isinstance(old, fx.Node) and not _same(value_of(old), value_of(new))
@@ -125,6 +120,6 @@ def _run_on_fakes(module: fx.GraphModule, pass_name: str) -> None:
             outcome = fx.Interpreter(module).run(*values)
         except Exception as error:
             raise _fail(pass_name, f"it does not run: {error}") from error
-    for node, value in zip(_results(module), outcome, strict=True):
+    for node, value in zip(results_of(module.graph), outcome, strict=True):
         if isinstance(node, fx.Node) and not _same(value_of(node), value):
             raise _fail(pass_name, f"{node.name} is not what it says")

@@ -13,7 +13,7 @@ from accel.examples.fashion import model
 from accel.examples.fashion.bench.fidelity import Contender, Fidelity, Row
 from accel.examples.fashion.bench.peers import Peer, peers
 from accel.examples.fashion.bench.placement import best_placement, family
-from accel.examples.fashion.bench.report import table, write
+from accel.examples.fashion.bench.report import recorded, table, write
 from accel.examples.fashion.bench.run import run
 from accel.examples.fashion.bench.simulate import SkippingStack
 from accel.examples.fashion.bench.subjects import SUBJECTS, final
@@ -95,6 +95,7 @@ def test_table_and_record(tmp_path: Path) -> None:
     assert "it failed" in table(rows)
     write(tmp_path, SMALL, rows, "a command")
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".md", ".png"}
+    assert recorded(tmp_path, SMALL) == rows
 
 
 def test_an_unknown_subject_is_refused(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ class Contender:
 
 
 class Counted:
-    """Calls a model, counts its evaluated blocks, and tells diffusers' hooks which step it is.
+    """Calls a model as diffusers' pipelines do, for the caches' sake, and counts evaluated blocks.
 
     model: what is called; network: what the hooks are on. count: whether to count.
     """
@@ -80,9 +80,11 @@ class Counted:
         self.hits += 1
 
     def __call__(self, *inputs: Any, **kwargs: Any) -> Any:
-        from diffusers.hooks.hooks import CacheContext, _set_cache_context
+        from diffusers.hooks.hooks import CacheContext, HookRegistry, _set_cache_context
 
         step = self.step % self.steps
+        if step == 0:  # as diffusers' pipelines do at the end of a run
+            HookRegistry.check_if_exists_or_initialize(self.network).reset_stateful_hooks()
         context = CacheContext(
             "guided",
             step_index=step,

@@ -13,12 +13,13 @@ import torch
 from .fidelity import Row
 from .subjects import Subject
 
-__all__ = ["table", "write"]
+__all__ = ["recorded", "table", "write"]
 
 
 def write(output: Path, subject: Subject, rows: Sequence[Row], command: str) -> None:
     """Write `pade-<subject>.json`, `.md` and `.png` into `output`."""
     output.mkdir(parents=True, exist_ok=True)
+    rows = sorted(rows, key=lambda row: row.steps)
     record = {
         "command": command, "subject": subject.name, "samples": subject.samples,
         "seeds": subject.seeds, "tuning_samples": subject.tuning, "torch": torch.__version__,
@@ -28,6 +29,14 @@ def write(output: Path, subject: Subject, rows: Sequence[Row], command: str) -> 
     (output / f"pade-{subject.name}.json").write_text(json.dumps(record, indent=1) + "\n")
     (output / f"pade-{subject.name}.md").write_text(_heading(subject, command) + table(rows))
     _draw(output / f"pade-{subject.name}.png", rows)
+
+
+def recorded(output: Path, subject: Subject) -> list[Row]:
+    """The rows of an earlier record in `output`, if there is one."""
+    path = output / f"pade-{subject.name}.json"
+    if not path.is_file():
+        return []
+    return [Row(**row) for row in json.loads(path.read_text())["rows"]]
 
 
 def _heading(subject: Subject, command: str) -> str:

@@ -10,7 +10,7 @@ from ....kernels.errors import OptionError
 from ....kernels.predictors import PREDICTORS
 from .fidelity import Contender, Fidelity, Row
 from .peers import peers
-from .report import write
+from .report import recorded, write
 from .speed import measure_speed
 from .subjects import SUBJECTS
 
@@ -33,14 +33,15 @@ def run(
 ) -> list[Row]:
     """Measure everything; write `pade-<subject>.json`, `.md` and `.png` into `output`.
 
+    Rows of other run lengths that are recorded there already stay.
     pictures: batch of the timed runs (guidance doubles it); 0: no timing. progress(text) is told
     each result. Raises OptionError for an unknown subject.
     """
     if subject not in SUBJECTS:
         raise OptionError(f"unknown subject {subject!r}; known: {', '.join(SUBJECTS)}")
     chosen = SUBJECTS[subject]
-    command = f"accel bench pade --subject {subject} --pictures {pictures}"
-    rows: list[Row] = []
+    command = f"accel bench pade --subject {subject} --lengths N --pictures {pictures}"
+    rows = [row for row in recorded(output, chosen) if row.steps not in lengths]
     contenders: list[Contender] = []  # of the present run length
 
     def add(contender: Contender | None, steps: int, name: str) -> None:

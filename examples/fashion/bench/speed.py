@@ -46,6 +46,9 @@ class _Timing:
     def ratio(self, contender: Contender, compiled: bool) -> float | None:
         """Median seconds of the plain run over the contender's; None if it can't be compiled."""
         row = contender.row
+        if contender.install is not None:
+            # A graph break in one model makes Dynamo break every later one of the class there.
+            torch.compiler.reset()
         call, steps = self._callable(contender, compiled)
         try:
             self._seconds(call, steps)  # compiles

@@ -1,0 +1,85 @@
+"""Ahead of time: a model with its skip branch as one file, and the engine that runs it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ...kernels.errors import EngineError, ExportError
+from ..options import Options, parse_options
+from . import aoti_package, onnx_file
+from .capture import capture
+from .engine import Engine
+from .manifest import Manifest
+from .program import exported_program, manifest_of
+from .seal import WEIGHTS
+
+__all__ = ["Engine", "Manifest", "export", "load"]
+
+FORMATS: dict[str, Any] = {".onnx": onnx_file, ".pt2": aoti_package}
+
+
+def export(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    path: str | os.PathLike[str],
+    options: Options | Mapping[str, Any] | None = None,
+) -> Engine:
+    """Write `model` with its skip branch as one file, and load it.
+
+    args, kwargs: example inputs; every size above 1 that the model leaves free stays free, other
+    values are fixed. path: ends in ".onnx" (needs the extra `onnx`) or ".pt2" (AOTInductor,
+    compiled for this machine). options: as for the backend.
+    Raises ExportError if the model can't be captured whole or the format can't hold it; then no
+    file is left behind. What a pass did not do is in `engine.manifest.passes`.
+    """
+    target = Path(path)
+    form = _format(target, ExportError)
+    parsed = parse_options(options)
+    captured = capture(model, args, kwargs or {}, parsed, form.LEFT_OUT)
+    program = exported_program(captured)
+    manifest = manifest_of(model, captured, program, parsed, form.versions())
+    # Written beside its place and moved there when it is whole.
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".accel-") as folder:
+        written = Path(folder) / target.name
+        form.write(program, manifest, written)
+        weights = target.with_name(target.name + WEIGHTS)
+        weights.unlink(missing_ok=True)
+        beside = written.with_name(weights.name)
+        if beside.is_file():
+            os.replace(beside, weights)
+        os.replace(written, target)
+    return load(target)
+
+
+def load(path: str | os.PathLike[str], *, providers: Sequence[str] | None = None) -> Engine:
+    """The engine in a file that `export` wrote.
+
+    providers: for ".onnx", onnxruntime's execution providers in order of preference; by default
+    all that it has. Nothing is unpickled. A ".pt2" file holds machine code, so load only what you
+    trust. Raises EngineError for a file that is damaged, foreign, or built for another machine.
+    """
+    source = Path(path)
+    form = _format(source, EngineError)
+    if providers is None:
+        manifest, runner = form.read(source)
+    elif form is onnx_file:
+        manifest, runner = form.read(source, providers)
+    else:
+        raise EngineError(f"{source}: providers are for .onnx engines")
+    return Engine(manifest, runner)
+
+
+def _format(path: Path, error: type[Exception]) -> Any:
+    if path.suffix not in FORMATS:
+        known = " or ".join(FORMATS)
+        raise error(f"{path}: the name has to end in {known}, not {path.suffix or 'nothing'!r}")
+    return FORMATS[path.suffix]

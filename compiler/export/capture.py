@@ -1,0 +1,339 @@
+"""Capturing a model on example inputs: one rewritten graph, ready to be exported."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import MappingKey, SequenceKey, tree_flatten_with_path, tree_map_only
+
+from ...kernels.errors import EngineError, ExportError
+from ...passes import PassResult
+from ...passes.base import Program
+from ...passes.graphs import copy_module, fake_mode, hint, is_model_state, results_of, value_of
+from ..options import Options
+from ..pipeline import rewrite
+from ..sizes import evaluate, text_of
+from .manifest import LIKELY, Path
+
+__all__ = ["Captured", "Step", "bind", "capture", "flatten"]
+
+MANY = 2**16
+
+
+class Step(nn.Module):
+    """A rewritten graph with the model's tensors as its own and its sizes read off its inputs.
+
+    forward(*tensors): the caller's tensors, then the state's. The results are those of the graph
+    that `kept` lists.
+    """
+
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        arguments: Sequence[int | str | tuple[int, int]],
+        tensors: Mapping[str, Tensor],
+        kept: Sequence[int],
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.kept = tuple(kept)
+        self.arguments = tuple(arguments)
+        for name, tensor in tensors.items():
+            if isinstance(tensor, nn.Parameter):
+                self.register_parameter(name, tensor)
+            else:
+                self.register_buffer(name, tensor)
+
+    def forward(self, *tensors: Tensor) -> tuple[Any, ...]:
+        """arguments: a name is a tensor of the model, a number an input, a pair a size of one."""
+        arguments: list[Any] = []
+        for argument in self.arguments:
+            if isinstance(argument, str):
+                arguments.append(getattr(self, argument))
+            elif isinstance(argument, int):
+                arguments.append(tensors[argument])
+            else:
+                arguments.append(tensors[argument[0]].shape[argument[1]])
+        results = self.module(*arguments)
+        return tuple(results[index] for index in self.kept)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """One model, captured whole.
+
+    calls: in the graph before the passes. results: what the passes did.
+    examples: an example for each input of `step`, the state's last; nodes: their placeholders.
+    paths: where the caller's inputs are in its arguments. symbols: the input and the dimension
+    that each symbol in a size is; conditions: what has to hold for them.
+    constants, ignored: other values in the arguments, and tensors that the model does not read.
+    outputs: for each tensor of the model's result where it is, and which result of `step` it is;
+    result_constants: what else the result holds.
+    """
+
+    program: Program
+    calls: int
+    results: tuple[PassResult, ...]
+    step: Step
+    examples: tuple[Tensor, ...]
+    nodes: tuple[fx.Node, ...]
+    paths: tuple[Path, ...]
+    symbols: dict[str, tuple[int, int]]
+    conditions: tuple[str, ...]
+    constants: tuple[tuple[Path, Any], ...]
+    ignored: tuple[Path, ...]
+    outputs: tuple[tuple[Path, int], ...]
+    result_constants: tuple[tuple[Path, Any], ...]
+
+
+def bind(
+    signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A call's arguments by the names of the parameters. Raises TypeError as a call would."""
+    bound = signature.bind(*args, **kwargs).arguments
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            bound |= bound.pop(name, {})
+        elif parameter.kind is parameter.VAR_POSITIONAL and bound.pop(name, ()):
+            raise TypeError(f"positional arguments beyond the named ones (*{name}) have no name")
+    return bound
+
+
+def flatten(value: Any) -> list[tuple[Path, Any]]:
+    """Every leaf of nested dicts and sequences, with where it is."""
+    # Output classes of diffusers and transformers are dicts that pytree has no names for.
+    plain = dict(value) if isinstance(value, Mapping) else value
+    found = []
+    for path, leaf in tree_flatten_with_path(plain)[0]:
+        found.append((tuple(map(_plain_key, path)), leaf))
+    return found
+
+
+def _plain_key(key: Any) -> str | int:
+    if isinstance(key, MappingKey) and isinstance(key.key, (str, int)):
+        return key.key
+    if isinstance(key, SequenceKey):
+        return key.idx
+    return str(key)
+
+
+@torch.no_grad()
+def capture(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    options: Options,
+    left_out: Mapping[str, str],
+) -> Captured:
+    """Capture `model(*args, **kwargs)` and apply the passes but for those `left_out` (with why).
+
+    Every size of an input that the model leaves free stays free; sizes of 1 are fixed. The model
+    runs once. Raises ExportError if it can't be captured as one graph.
+    """
+    name = type(model).__name__
+    signature = inspect.signature(model.forward)
+    try:
+        arguments = bind(signature, args, kwargs)
+    except TypeError as error:
+        raise ExportError(f"{name} does not take these example inputs: {error}") from error
+    if "return_dict" in signature.parameters:
+        arguments["return_dict"] = True  # its names serve both forms of the result
+    still: set[tuple[Path, int]] = set()
+    while True:
+        captured, fixed = _captured(model, *_trace(model, arguments, options, left_out, still))
+        if not fixed:
+            return captured
+        still |= fixed
+
+
+def _trace(
+    model: nn.Module,
+    arguments: Mapping[str, Any],
+    options: Options,
+    left_out: Mapping[str, str],
+    still: Collection[tuple[Path, int]],
+) -> tuple[list[tuple[Path, Any]], Any, dict[str, Any]]:
+    """Run the model once under Dynamo: the inputs' leaves, the result, and what was seen.
+
+    still: dimensions of inputs that keep the example's size.
+    """
+    name = type(model).__name__
+    # Copies, so that the marks below do not stay on the caller's tensors; in plain layout, as an
+    # engine takes them.
+    copied = partial(torch.clone, memory_format=torch.contiguous_format)
+    arguments = tree_map_only(Tensor, copied, dict(arguments))
+    leaves = flatten(arguments)
+    seen: dict[str, Any] = {}
+
+    def collect(module: fx.GraphModule, example_inputs: list[Any]) -> Any:
+        shapes = fake_mode(module.graph).shape_env
+        # The model took its way by these: another size would have to go another way.
+        guards = [shapes.replace(each.expr) for each in shapes.guards] if shapes else []
+        seen["guards"] = [guard for guard in guards if guard.free_symbols]
+        seen["smallest"] = (
+            {str(symbol): int(limits.lower) for symbol, limits in shapes.var_to_range.items()}
+            if shapes
+            else {}
+        )
+        seen["calls"] = sum(node.op.startswith("call") for node in module.graph.nodes)
+        seen["program"], seen["results"] = rewrite(_one_node_a_size(module), options, left_out)
+
+        def call(*inputs: Any) -> Any:
+            seen["inputs"], seen["outputs"] = inputs, module.forward(*inputs)
+            return seen["outputs"]
+
+        return call
+
+    for path, leaf in leaves:
+        for dim in range(leaf.dim() if isinstance(leaf, Tensor) else 0):
+            if (path, dim) in still:
+                torch._dynamo.mark_static(leaf, dim)
+            else:
+                torch._dynamo.maybe_mark_dynamic(leaf, dim)
+    try:
+        # Each capture is a compilation of its own, however often this class was compiled before.
+        with torch._dynamo.config.patch(recompile_limit=MANY, accumulated_recompile_limit=MANY):
+            result = torch.compile(model, backend=collect, fullgraph=True)(**arguments)
+    except torch._dynamo.exc.Unsupported as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ExportError(
+            f"{name} can't be captured as one graph: {reason}. Only a model that "
+            "torch.compile(fullgraph=True) takes can be exported"
+        ) from error
+    if not seen:
+        raise ExportError(f"{name} computes nothing with tensors on these inputs")
+    return leaves, result, seen
+
+
+def _captured(
+    model: nn.Module, leaves: Sequence[tuple[Path, Any]], result: Any, seen: Mapping[str, Any]
+) -> tuple[Captured, set[tuple[Path, int]]]:
+    """What was traced; and the dimensions that are free in it, but must not be."""
+    program: Program = seen["program"]
+    placeholders = list(program.module.graph.find_nodes(op="placeholder"))
+    read = {
+        id(value): node
+        for node, value in zip(placeholders, seen["inputs"], strict=False)
+        if isinstance(value, Tensor) and not is_model_state(node)
+    }
+    used = [(path, leaf) for path, leaf in leaves if id(leaf) in read]
+    position = {id(leaf): index for index, (_, leaf) in enumerate(used)}
+    symbols: dict[str, tuple[int, int]] = {}
+    for index, (_, leaf) in enumerate(used):
+        for dim, size in enumerate(value_of(read[id(leaf)]).shape):
+            if isinstance(size, torch.SymInt) and size.node.expr.is_symbol:
+                symbols.setdefault(str(size), (index, dim))
+
+    owned = [*model.named_parameters(), *model.named_buffers()]
+    named = {id(tensor): name.replace(".", "__") for name, tensor in owned}
+    arguments: list[int | str | tuple[int, int]] = []
+    tensors: dict[str, Tensor] = {}
+    for node, value in zip(placeholders, seen["inputs"], strict=False):
+        if id(value) in position:
+            arguments.append(position[id(value)])
+        elif isinstance(value, Tensor):
+            name = named.get(id(value), node.name)
+            tensors[name] = value
+            arguments.append(name)
+        elif str(value_of(node)) in symbols:
+            arguments.append(symbols[str(value_of(node))])
+        else:
+            raise ExportError(
+                f"the model reads the number {value} ({node.name}) from its inputs; pass it as a "
+                "tensor"
+            )
+    state = placeholders[len(seen["inputs"]) :]
+    arguments += range(len(used), len(used) + len(state))
+    conditions, fixed = _conditions(seen["guards"], symbols)
+    # Torch takes a free size for 2 or more.
+    conditions += tuple(f"{name} >= {seen['smallest'][name]}" for name in symbols)
+    dims = {
+        (path, dim)
+        for path, leaf in used
+        for dim, size in enumerate(value_of(read[id(leaf)]).shape)
+        if isinstance(size, torch.SymInt)
+        and not fixed.isdisjoint(map(str, size.node.expr.free_symbols))
+    }
+    outputs, constants = _results(result, seen["outputs"])
+    count = len(results_of(program.module.graph))
+    kept = [*(index for _, index in outputs), *range(program.outputs, count)]
+    captured = Captured(
+        program,
+        seen["calls"],
+        seen["results"],
+        Step(program.module, arguments, tensors, kept).eval(),
+        (*(leaf for _, leaf in used), *map(_example, state)),
+        (*(read[id(leaf)] for _, leaf in used), *state),
+        tuple(path for path, _ in used),
+        symbols,
+        conditions,
+        tuple((path, leaf) for path, leaf in leaves if not isinstance(leaf, Tensor)),
+        tuple(p for p, leaf in leaves if isinstance(leaf, Tensor) and id(leaf) not in position),
+        outputs,
+        constants,
+    )
+    return captured, dims
+
+
+def _conditions(
+    guards: Sequence[Any], symbols: Mapping[str, Any]
+) -> tuple[tuple[str, ...], set[str]]:
+    """Conditions on sizes as text; and symbols that have to be fixed, as theirs can't be written.
+
+    Of those only the fewest: once they are fixed, other conditions may become plain.
+    """
+    written: dict[str, None] = {}
+    fixed: list[set[str]] = []
+    for guard in guards:
+        names = {str(symbol) for symbol in guard.free_symbols}
+        text = text_of(guard)
+        try:
+            evaluate(text, {name: LIKELY for name in names if name in symbols})
+            written.setdefault(text)
+        except EngineError:
+            fixed.append(names)
+    return tuple(written), min(fixed, key=len, default=set())
+
+
+def _one_node_a_size(module: fx.GraphModule) -> fx.GraphModule:
+    """A copy in which equal sizes are one node: torch.export names operands after their nodes."""
+    module, _ = copy_module(module)
+    first: dict[str, fx.Node] = {}
+    for node in module.graph.find_nodes(op="placeholder"):
+        if isinstance(value_of(node), torch.SymInt):
+            node.replace_all_uses_with(first.setdefault(str(value_of(node)), node))
+    module.recompile()
+    return module
+
+
+def _example(node: fx.Node) -> Tensor:
+    value = value_of(node)
+    # Of its own for each input: one tensor given twice is taken for an alias.
+    return torch.ones([hint(size) for size in value.shape], dtype=value.dtype, device=value.device)
+
+
+def _results(
+    result: Any, outputs: Sequence[Any]
+) -> tuple[tuple[tuple[Path, int], ...], tuple[tuple[Path, Any], ...]]:
+    position = {id(output): index for index, output in enumerate(outputs)}
+    tensors, constants = [], []
+    for path, leaf in flatten(result):
+        if isinstance(leaf, Tensor):
+            if id(leaf) not in position:
+                raise ExportError(
+                    f"the model's result {path} is no output of its graph: it hands on an input"
+                )
+            tensors.append((path, position[id(leaf)]))
+        elif leaf is None or isinstance(leaf, (str, int, float, bool)):
+            constants.append((path, leaf))
+        else:
+            raise ExportError(
+                f"the model's result holds a {type(leaf).__name__}; only tensors can be exported"
+            )
+    return tuple(tensors), tuple(constants)

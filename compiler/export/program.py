@@ -1,0 +1,218 @@
+"""From a captured model to a `torch.export` program and the manifest that goes with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import json
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from ...kernels.errors import ExportError
+from ...passes import PassResult
+from ...passes.graphs import results_of, value_of
+from ...passes.pade import StackState
+from ..options import Options
+from ..sizes import Size, size_of
+from .capture import Captured
+from .manifest import (
+    FORMAT,
+    Constant,
+    Manifest,
+    PassRecord,
+    Path,
+    StateSpec,
+    StreamSpec,
+    TensorSpec,
+)
+
+__all__ = ["exported_program", "machine", "manifest_of"]
+
+
+@torch.no_grad()
+def exported_program(captured: Captured) -> torch.export.ExportedProgram:
+    """The captured step as torch.export has it; sizes that can be free are."""
+    free = torch.export.Dim.AUTO
+    shapes = tuple(
+        {dim: free for dim, size in enumerate(value_of(node).shape)
+         if isinstance(size, torch.SymInt)}
+        for node in captured.nodes
+    )  # fmt: skip
+    try:
+        return torch.export.export(
+            captured.step, captured.examples, dynamic_shapes=(shapes,), strict=False
+        )
+    except Exception as error:  # torch.export raises whatever its tracing meets
+        reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+        raise ExportError(f"torch.export can't export the rewritten graph: {reason}") from error
+
+
+def manifest_of(
+    model: nn.Module,
+    captured: Captured,
+    program: torch.export.ExportedProgram,
+    options: Options,
+    versions: Mapping[str, str],
+) -> Manifest:
+    """What the engine has to know. Shapes are those of `program`, where it fixed more sizes."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    inputs = _inputs(captured, program)
+    count = len(captured.paths)
+    results = results_of(captured.program.module.graph)
+    outputs = tuple(
+        _spec(_name(path) or "output", path, results[index]) for path, index in captured.outputs
+    )
+    state = captured.program.state
+    return Manifest(
+        format=FORMAT,
+        model=type(model).__name__,
+        parameters=tuple(p.name for p in parameters if p.kind is not p.VAR_KEYWORD),
+        defaults={p.name: p.default for p in parameters if _is_plain(p.default)},
+        inputs=inputs[:count],
+        symbols=dict(captured.symbols),
+        conditions=captured.conditions,
+        ignored=captured.ignored,
+        constants=_constants(captured.constants),
+        outputs=outputs,
+        result_constants=_constants(captured.result_constants),
+        state=None if state is None else _state(captured, state, inputs[count:]),
+        passes=tuple(map(_record, captured.results)),
+        options=_plain_options(options),
+        weights_sha256=_weights_hash(model),
+        versions={"torch": torch.__version__, "accel": _version(), **versions},
+        machine=machine(captured.examples[0].device),
+        config=_config(model),
+    )
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """What compiled code depends on."""
+    found = {"device": device.type, "system": platform.system(), "processor": platform.machine()}
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        found["capability"] = f"sm_{major}{minor}"
+    else:
+        found["capability"] = torch.backends.cpu.get_cpu_capability()
+    return found
+
+
+def _version() -> str:
+    from ... import __version__
+
+    return __version__
+
+
+def _name(path: Path) -> str:
+    return "_".join(map(str, path)).replace(".", "_")
+
+
+def _spec(name: str, path: Path, node: fx.Node) -> TensorSpec:
+    value = value_of(node)
+    dtype = str(value.dtype).removeprefix("torch.")
+    return TensorSpec(name, path, tuple(map(size_of, value.shape)), dtype)
+
+
+def _inputs(captured: Captured, program: torch.export.ExportedProgram) -> tuple[TensorSpec, ...]:
+    """The specification of every input, fixed sizes included."""
+    names = [_name(path) for path in captured.paths]
+    names += [node.name for node in captured.nodes[len(names) :]]
+    nodes = {node.name: node for node in program.graph.find_nodes(op="placeholder")}
+    found = []
+    for index, name in enumerate(program.graph_signature.user_inputs):
+        path = captured.paths[index] if index < len(captured.paths) else ()
+        spec = _spec(names[index], path, captured.nodes[index])
+        traced = nodes[str(name)].meta["val"].shape
+        shape = tuple(
+            int(fixed) if isinstance(fixed, int) else size
+            for size, fixed in zip(spec.shape, traced, strict=True)
+        )
+        found.append(dataclasses.replace(spec, shape=shape))
+    return tuple(found)
+
+
+def _state(captured: Captured, state: StackState, inputs: tuple[TensorSpec, ...]) -> StateSpec:
+    module = captured.program.module
+    placeholders = list(module.graph.find_nodes(op="placeholder"))
+    position = {node: index for index, node in enumerate(captured.nodes)}
+    # torch.export went through the nodes of this very graph, so these are the same objects.
+    ours = {index: position[node] for index, node in enumerate(placeholders) if node in position}
+    results = results_of(module.graph)
+    kinds = ["moments", "residual_now", "stack_input"][: state.outputs_per_stream]
+    names = [f"accel_{kind}_{stream}" for stream in range(len(state.streams)) for kind in kinds]
+    outputs = tuple(
+        _spec(name, (), node)
+        for name, node in zip(names, results[captured.program.outputs :], strict=True)
+    )
+
+    def sizes(shape: tuple[Any, ...]) -> tuple[Size, ...]:
+        return tuple(map(size_of, shape))
+
+    return StateSpec(
+        inputs=inputs,
+        outputs=outputs,
+        streams=tuple(
+            StreamSpec(sizes(s.shape), str(s.dtype).removeprefix("torch."), sizes(s.moments))
+            for s in state.streams
+        ),
+        batch=size_of(state.batch),
+        times=tuple(ours[index] for index in state.clock.times),
+        latents=tuple(ours[index] for index in state.clock.latents),
+        conditions=tuple(ours[index] for index in state.clock.conditions if index in ours),
+        blocks=state.blocks,
+        bytes=state.bytes(),
+    )
+
+
+def _record(result: PassResult) -> PassRecord:
+    return PassRecord(
+        result.name, result.matched, tuple(map(str, result.skipped)), dict(result.details)
+    )
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (str, int, float, bool))
+
+
+def _constants(found: tuple[tuple[Path, Any], ...]) -> tuple[Constant, ...]:
+    constants = []
+    for path, value in found:
+        if not _is_plain(value):
+            raise ExportError(
+                f"the argument {_name(path)} is a {type(value).__name__}; an engine can take "
+                "tensors, numbers, strings, True, False and None"
+            )
+        constants.append(Constant(path, value))
+    return tuple(constants)
+
+
+def _plain_options(options: Options) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(options)))
+    return plain
+
+
+def _weights_hash(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+    return digest.hexdigest()
+
+
+def _config(model: nn.Module) -> dict[str, Any]:
+    """The model's own configuration, as far as JSON can hold it."""
+    config = getattr(model, "config", {})
+    if hasattr(config, "to_dict"):
+        config = config.to_dict()
+    found = {}
+    for key, value in dict(config).items():
+        try:
+            found[str(key)] = json.loads(json.dumps(value))
+        except (TypeError, ValueError):
+            continue
+    return found

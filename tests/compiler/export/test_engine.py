@@ -1,0 +1,187 @@
+"""Engines do what the compiled model does, step by step, and refuse what they can't."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import accel
+import pytest
+import torch
+from accel import Engine, EngineError, ExportError
+from accel.tests.models import dit, euler, noise, relative
+from torch import Tensor, nn
+
+LABELS = torch.tensor([1, 2])
+KINDS = ("onnx", "pt2")
+
+
+def example() -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return (noise(),), {"timestep": torch.full((2,), 1000.0), "class_labels": LABELS}
+
+
+def exported(folder: Path, kind: str, model: nn.Module | None = None, **options: Any) -> Engine:
+    args, kwargs = example()
+    return accel.export(
+        model or dit(), args, kwargs, path=folder / f"dit.{kind}", options=options or None
+    )
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same model in both formats, made once."""
+    folder = tmp_path_factory.mktemp("engines")
+    for kind in KINDS:
+        exported(folder, kind)
+    return {kind: folder / f"dit.{kind}" for kind in KINDS}
+
+
+@pytest.fixture(params=KINDS)
+def engine(request: pytest.FixtureRequest, files: dict[str, Path]) -> Engine:
+    return accel.load(files[request.param])
+
+
+def compiled() -> Any:
+    return torch.compile(dit(), backend="accel", options={"lowering": "eager"})
+
+
+def test_a_run_agrees_with_the_compiled_model(engine: Engine) -> None:
+    fast = compiled()
+    with torch.no_grad():
+        expected = euler(fast, noise(), LABELS)
+    got = euler(engine, noise(), LABELS)
+    assert max(map(relative, got, expected)) < 1e-4
+    stats = engine.stats()
+    assert (stats.full_steps, stats.predicted_steps) == (8, 12)
+    assert stats.full_steps == accel.stats(fast).full_steps
+    assert accel.stats(engine) == stats
+    engine.reset()
+    assert engine.stats().full_steps == engine.stats().state_bytes == 0
+
+
+def test_the_first_step_is_the_plain_model(engine: Engine) -> None:
+    args, kwargs = example()
+    with torch.no_grad():
+        plain = dit()(*args, **kwargs)
+    result = engine(*args, **kwargs)
+    assert relative(result.sample, plain.sample) < 1e-5
+    assert torch.equal(result.sample, result["sample"])
+    assert torch.equal(result.sample, result[0])
+    (alone,) = engine(*args, **kwargs, return_dict=False)
+    assert torch.equal(alone, result.sample)
+
+
+def test_another_batch(engine: Engine) -> None:
+    """DiT's own code fixes the resolution (it takes the root of the token count), not the batch."""
+    for batch in (2, 3, 5):
+        labels = torch.arange(batch)
+        with torch.no_grad():
+            expected = euler(compiled(), noise(batch), labels, steps=8)
+        got = euler(engine, noise(batch), labels, steps=8)
+        assert max(map(relative, got, expected)) < 1e-4
+    with pytest.raises(EngineError, match=r"hidden_states has to be float32 \[s\d+, 2, 8, 8\]"):
+        euler(engine, noise(size=12), LABELS)
+    with pytest.raises(EngineError, match=r"other.* sizes \(s\d+ = 1\).*where s\d+ >= 2"):
+        euler(engine, noise(1), LABELS[:1])
+
+
+def test_runs_that_share_an_engine_do_not_mix(engine: Engine) -> None:
+    def step(state: Tensor, labels: Tensor, index: int) -> Tensor:
+        timestep = torch.full((2,), 1000.0 * (1 - index / 20))
+        out: Tensor = engine(state, timestep=timestep, class_labels=labels, return_dict=False)[0]
+        return out
+
+    alone = {}
+    for seed in (1, 2):
+        alone[seed] = euler(engine, noise(seed=seed), LABELS + seed)
+        engine.reset()
+    states = {seed: noise(seed=seed) for seed in (1, 2)}
+    for index in range(20):
+        for seed, state in states.items():
+            velocity = step(state, LABELS + seed, index)
+            torch.testing.assert_close(velocity, alone[seed][index])
+            states[seed] = state - velocity * 0.3 / 20
+    assert engine.stats().runs == 2
+
+
+def test_an_explicit_trajectory(engine: Engine) -> None:
+    with accel.trajectory(engine, steps=20):
+        euler(engine, noise(), LABELS)
+    assert engine.stats().predicted_steps == 12
+    assert engine.stats().state_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda k: k.update(hidden_states=noise()[:, :1]), "hidden_states has to be float32"),
+        (lambda k: k.update(hidden_states=noise().double()), "float64"),
+        (lambda k: k.update(hidden_states=noise()[0]), r"float32 \[2, 8, 8\]"),
+        (lambda k: k.update(timestep=torch.ones(3)), r"timestep has to be .*here \[2\]"),
+        (lambda k: k.update(timestep=500.0), "timestep .*it is a float"),
+        (lambda k: k.pop("class_labels"), "class_labels has to be int64 .*it is missing"),
+        (lambda k: k.update(cross_attention_kwargs={"scale": 2}), "was None when the engine"),
+        (lambda k: k.update(nonsense=1), "nonsense was None when the engine was made"),
+    ],
+)
+def test_wrong_inputs_are_named_and_harmless(
+    engine: Engine, change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    reference = euler(engine, noise(), LABELS)
+    engine.reset()
+    (sample,), kwargs = example()
+    good = {"hidden_states": sample, **kwargs}
+    bad = copy.copy(good)
+    change(bad)
+    with pytest.raises(EngineError, match=message):
+        engine(**bad)
+    with pytest.raises(EngineError, match="positional"):
+        engine(*range(20))
+    with pytest.raises(EngineError, match="twice"):
+        engine(sample, hidden_states=sample)
+    assert engine.stats().full_steps == 0
+    for one, other in zip(euler(engine, noise(), LABELS), reference, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_always_compute_and_a_pass_that_is_off(kind: str, tmp_path: Path) -> None:
+    with torch.no_grad():
+        plain = euler(dit(), noise(), LABELS, steps=6)
+    computing = exported(tmp_path, kind, pade={"schedule": "full"})
+    stateless = exported(tmp_path, kind, pade=False)
+    for engine in (computing, stateless):
+        got = euler(engine, noise(), LABELS, steps=6)
+        assert max(map(relative, got, plain)) < 1e-5
+    assert computing.stats().full_steps == 6
+    assert stateless.graph is None
+    assert stateless.stats().full_steps == 0
+    by_name = {record.name: record for record in stateless.manifest.passes}
+    assert "turned off" in by_name["pade"].skipped[0]
+
+
+def test_a_model_without_a_skip_branch_says_so(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.GELU()).eval()
+    engine = accel.export(model, (torch.randn(3, 4),), path=tmp_path / "plain.onnx")
+    inputs = torch.randn(5, 4)
+    torch.testing.assert_close(engine(inputs), model(inputs).detach())
+    (pade, _) = engine.manifest.passes
+    assert not pade.matched
+    assert "no repeated blocks" in pade.skipped[0]
+
+
+def test_what_cannot_be_exported_leaves_no_file(tmp_path: Path) -> None:
+    class Breaks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            torch._dynamo.graph_break()
+            return x * 2
+
+    with pytest.raises(ExportError, match="can't be captured as one graph"):
+        accel.export(Breaks(), (torch.ones(2),), path=tmp_path / "a.onnx")
+    with pytest.raises(ExportError, match="does not take these example inputs"):
+        accel.export(dit(), (), {"nonsense": 1}, path=tmp_path / "a.onnx")
+    with pytest.raises(ExportError, match=r"has to end in \.onnx or \.pt2"):
+        accel.export(dit(), *example(), path=tmp_path / "a.engine")
+    assert list(tmp_path.iterdir()) == []

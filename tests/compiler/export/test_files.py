@@ -1,0 +1,193 @@
+"""Damaged, foreign and forged files: a named error, never a crash, never a run."""
+
+from __future__ import annotations
+
+import json
+import random
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import accel
+import pytest
+import torch
+from accel import EngineError
+from accel.compiler.export import aoti_package, onnx_file
+from accel.compiler.export.manifest import Manifest
+from accel.compiler.export.seal import DIGEST, seal
+from accel.tests.models import dit, noise
+
+MUTATIONS = 100  # of each format
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("files")
+    kwargs = {"timestep": torch.full((2,), 1000.0), "class_labels": torch.tensor([1, 2])}
+    found = {}
+    for kind in ("onnx", "pt2"):
+        found[kind] = folder / f"dit.{kind}"
+        accel.export(dit(2), (noise(),), kwargs, path=found[kind])
+    return found
+
+
+def refused(path: Path, match: str = "") -> None:
+    with pytest.raises(EngineError, match=match):
+        accel.load(path)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_damaged_files(files: dict[str, Path], kind: str, tmp_path: Path) -> None:
+    content = files[kind].read_bytes()
+    pick = random.Random(0)
+    target = tmp_path / f"damaged.{kind}"
+    for number in range(MUTATIONS):
+        damaged = bytearray(content)
+        if number % 4 == 0:
+            del damaged[pick.randrange(len(damaged)) :]
+        elif number % 4 == 1:
+            damaged[pick.randrange(len(damaged))] ^= 1 << pick.randrange(8)
+        elif number % 4 == 2:
+            place = pick.randrange(len(damaged) - 64)
+            damaged[place : place + 64] = pick.randbytes(64)
+        else:
+            damaged += pick.randbytes(pick.randrange(1, 200))
+        target.write_bytes(damaged)
+        refused(target)
+
+
+def test_foreign_files(tmp_path: Path) -> None:
+    for kind in ("onnx", "pt2"):
+        path = tmp_path / f"foreign.{kind}"
+        refused(path, "no such file")
+        for content in (b"", b"hello", bytes(100_000)):
+            path.write_bytes(content)
+            refused(path, "not an engine of accel")
+    torch.onnx.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),), tmp_path / "plain.onnx",
+                      dynamo=True, verbose=False)  # fmt: skip
+    refused(tmp_path / "plain.onnx", "not an engine of accel")
+    # Sealed by somebody, but no engine.
+    for kind, head in (("onnx", onnx_file.SEAL), ("pt2", aoti_package.SEAL)):
+        path = tmp_path / f"sealed.{kind}"
+        path.write_bytes(b"hello")
+        seal(path, head)
+        refused(path, "can't load it|not a package")
+    seal(tmp_path / "plain.onnx", onnx_file.SEAL)
+    refused(tmp_path / "plain.onnx", "without a manifest")
+
+
+def reseal_onnx(source: Path, target: Path, text: str) -> None:
+    import onnx
+
+    model = onnx.load(source)
+    entries = [entry for entry in model.metadata_props if entry.key != "accel.sha256"]
+    del model.metadata_props[:]
+    model.metadata_props.extend(entries)
+    for entry in model.metadata_props:
+        if entry.key == onnx_file.MANIFEST:
+            entry.value = text
+    onnx.save(model, target)
+    seal(target, onnx_file.SEAL)
+
+
+def reseal_pt2(source: Path, target: Path, text: str) -> None:
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for info in old.infolist():
+            changed = text.encode() if info.filename.endswith(aoti_package.MANIFEST) else None
+            new.writestr(info, old.read(info) if changed is None else changed)
+        new.comment = b"?" * (len(aoti_package.SEAL) + DIGEST)
+    content = target.read_bytes()
+    target.write_bytes(content[: -len(aoti_package.SEAL) - DIGEST])
+    seal(target, aoti_package.SEAL)
+
+
+def change(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    def apply(data: dict[str, Any]) -> None:
+        *parents, last = [int(part) if part.isdigit() else part for part in path.split("/")]
+        place: Any = data
+        for part in parents:
+            place = place[part]
+        if value is KeyError:
+            del place[last]
+        else:
+            place[last] = value
+
+    return apply
+
+
+FORGERIES = {
+    "format": change("format", 99),
+    "missing": change("inputs", KeyError),
+    "extra": change("surprise", 1),
+    "kind": change("inputs", "three"),
+    "dtype": change("inputs/0/dtype", "load"),
+    "size": change("state/streams/0/shape", ["__import__('os')", 1, 1]),
+    "position": change("state/times", [77]),
+    "no time": change("state/times", []),
+    "options": change("options", {"pade": {"predictor": "nonsense"}}),
+    "contradiction": change("options", {"pade": False}),
+    "symbol": change("symbols", {"s0": [0, 99]}),
+    "name": change("inputs/0/name", "another"),
+    "state": change("state/inputs", []),
+    "nan": change("defaults", {"x": float("nan")}),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "forgery"),
+    # Compiled code does not know its inputs' names.
+    [
+        (kind, name)
+        for kind in ("onnx", "pt2")
+        for name in FORGERIES
+        if (kind, name) != ("pt2", "name")
+    ],
+)
+def test_wrong_manifests(files: dict[str, Path], kind: str, forgery: str, tmp_path: Path) -> None:
+    """Correctly sealed, with a manifest that is not right."""
+    text = accel.load(files[kind]).manifest.write()
+    data = json.loads(text)
+    FORGERIES[forgery](data)
+    target = tmp_path / f"forged.{kind}"
+    reseal = reseal_onnx if kind == "onnx" else reseal_pt2
+    reseal(files[kind], target, text)
+    assert accel.load(target).manifest.write() == text  # the forger's tools work
+    target.unlink()
+    reseal(files[kind], target, json.dumps(data))
+    refused(target)
+
+
+def test_another_machine(files: dict[str, Path], tmp_path: Path) -> None:
+    text = accel.load(files["pt2"]).manifest.write()
+    data = json.loads(text)
+    data["machine"]["capability"] = "sm_90"
+    reseal_pt2(files["pt2"], tmp_path / "other.pt2", json.dumps(data))
+    refused(tmp_path / "other.pt2", r"built for another machine: capability sm_90 \(here")
+
+
+def test_a_manifest_survives(files: dict[str, Path]) -> None:
+    manifest = accel.load(files["onnx"]).manifest
+    assert Manifest.read(manifest.write()) == manifest
+
+
+def test_weights_in_a_file_of_their_own(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What happens above 2 GiB, made to happen at once."""
+    monkeypatch.setattr(onnx_file, "LARGEST", 1000)
+    kwargs = {"timestep": torch.full((2,), 1000.0), "class_labels": torch.tensor([1, 2])}
+    path = tmp_path / "large.onnx"
+    engine = accel.export(dit(2), (noise(),), kwargs, path=path)
+    weights = tmp_path / "large.onnx.data"
+    assert sorted(each.name for each in tmp_path.iterdir()) == [path.name, weights.name]
+    inline_size = files["onnx"].stat().st_size
+    assert path.stat().st_size < inline_size - 0.9 * weights.stat().st_size
+    inline = accel.load(files["onnx"])
+    torch.testing.assert_close(engine(noise(), **kwargs)[0], inline(noise(), **kwargs)[0])
+    content = bytearray(weights.read_bytes())
+    content[100] ^= 1
+    weights.write_bytes(content)
+    refused(path, "does not match its seal")
+    weights.unlink()
+    refused(path, "does not match its seal")
