@@ -98,10 +98,10 @@ def read(path: Path, providers: Sequence[str] | None = None) -> tuple[Manifest, 
     """The manifest and a runner. Raises EngineError for a file that is not a sound engine."""
     check_seal(path, SEAL)
     runtime = _import("onnxruntime")
+    if providers is None:  # all but the one that calls a remote service
+        providers = [p for p in runtime.get_available_providers() if not p.startswith("Azure")]
     try:
-        session = runtime.InferenceSession(
-            str(path), providers=list(providers or runtime.get_available_providers())
-        )
+        session = runtime.InferenceSession(str(path), providers=list(providers))
     except Exception as error:  # onnxruntime's errors share no class
         reason = str(error).strip().splitlines()[0]
         raise EngineError(f"{path}: onnxruntime can't load it: {reason}") from error

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.errors import EngineError, MissingDependencyError
+from ..report import trajectory
 from .engine import Engine
 from .manifest import TensorSpec, dtype_of
 
@@ -122,14 +123,16 @@ def run_schedule(
     scaling = hasattr(plan, "scale_model_input")
     takes = inspect.signature(plan.step).parameters
     generator = {"generator": torch.Generator().manual_seed(seed)} if "generator" in takes else {}
-    for step, time in enumerate(plan.timesteps):
-        scaled = plan.scale_model_input(sample, time) if scaling else sample
-        current[sample_spec.name] = scaled
-        current[time_spec.name] = _time(time_spec, time, len(sample))
-        prediction = next(iter(run_once(engine, current).values()))
-        prediction = prediction[:, : sample.shape[1]]  # some predict a variance as well
-        sample = plan.step(prediction, time, sample, **generator).prev_sample
-        progress(step + 1)
+    # A Heun-like scheduler has more times than steps.
+    with trajectory(engine, steps=len(plan.timesteps)):
+        for step, time in enumerate(plan.timesteps):
+            scaled = plan.scale_model_input(sample, time) if scaling else sample
+            current[sample_spec.name] = scaled
+            current[time_spec.name] = _time(time_spec, time, len(sample))
+            prediction = next(iter(run_once(engine, current).values()))
+            prediction = prediction[:, : sample.shape[1]]  # some predict a variance as well
+            sample = plan.step(prediction, time, sample, **generator).prev_sample
+            progress(step + 1)
     return {sample_spec.name: sample}
 
 

@@ -1,0 +1,81 @@
+"""`accel export` and `accel run`, as a user types them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import accel
+import numpy
+import pytest
+import torch
+from accel import EngineError
+from accel.compiler.export import sampling
+from accel.tests.models import dit, noise
+
+BUILDER = """
+import torch
+from accel.tests.models import dit, noise
+
+def build():
+    return dit(), (noise(),), {"timestep": torch.ones(2), "class_labels": torch.tensor([1, 2])}
+"""
+
+
+def accel_command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    program = "from accel.compiler.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=folder, capture_output=True, text=True, timeout=300,
+        env={"PATH": "/usr/bin:/bin", "COLUMNS": "200", "HOME": str(folder)},
+    )  # fmt: skip
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(BUILDER)
+    done = accel_command(tmp_path, "export", "mine:build", "dit.onnx")
+    assert done.returncode == 0, done.stderr
+    assert "pade: transformer_blocks (4)" in done.stdout
+    assert "not applied" in done.stdout  # outlining, and why
+    numpy.savez(tmp_path / "start.npz", hidden_states=noise(3).numpy(),
+                class_labels=numpy.arange(3))  # fmt: skip
+    done = accel_command(tmp_path, "run", "dit.onnx", "start.npz", "--output", "end.npz",
+                         "--scheduler", "FlowMatchEulerDiscreteScheduler")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "full_steps=8" in done.stdout
+    with numpy.load(tmp_path / "end.npz") as results:
+        assert results["hidden_states"].shape == (3, 2, 8, 8)
+    done = accel_command(tmp_path, "run", "dit.onnx", "start.npz")
+    assert done.returncode != 0
+    assert "the input 'timestep' is missing" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = accel_command(tmp_path, "export", "mine:nothing", "a.onnx")
+    assert "'mine:nothing' can't be found" in done.stderr
+
+
+def test_stored_inputs(tmp_path: Path) -> None:
+    kwargs = {"timestep": torch.ones(2), "class_labels": torch.tensor([1, 2])}
+    engine = accel.export(dit(2), (noise(),), kwargs, path=tmp_path / "dit.onnx")
+    path = tmp_path / "in.npz"
+    numpy.savez(path, hidden_states=noise().numpy(), **{k: v.numpy() for k, v in kwargs.items()})
+    outputs = sampling.run_once(engine, sampling.read_inputs(engine, path))
+    assert torch.equal(outputs["sample"], engine(noise(), **kwargs).sample)
+    sampling.write_outputs(tmp_path / "out.npz", outputs)
+    with numpy.load(tmp_path / "out.npz") as results:
+        assert numpy.array_equal(results["sample"], outputs["sample"].numpy())
+
+    numpy.savez(path, surprise=numpy.ones(2))
+    with pytest.raises(EngineError, match="has 'surprise'; the engine takes hidden_states"):
+        sampling.read_inputs(engine, path)
+    path.write_bytes(b"not an archive")
+    with pytest.raises(EngineError, match=r"not an \.npz file"):
+        sampling.read_inputs(engine, path)
+    with pytest.raises(EngineError, match="no scheduler 'Nonsense'"):
+        sampling.run_schedule(engine, {"hidden_states": noise()}, "Nonsense", 4, 0)
+    with pytest.raises(EngineError, match="starting noise 'hidden_states' is missing"):
+        sampling.run_schedule(engine, {}, "DDIMScheduler", 4, 0)
+    plain = accel.export(dit(2), (noise(),), kwargs, path=path.with_suffix(".onnx"),
+                         options={"pade": False})  # fmt: skip
+    with pytest.raises(EngineError, match="made without the Padé pass"):
+        sampling.run_schedule(plain, {"hidden_states": noise()}, "DDIMScheduler", 4, 0)
