@@ -111,6 +111,15 @@ def _application() -> Any:
         )
         console.print(f"written: {output / f'pade-{subject}.md'}, .json and .png")
 
+    @bench.command(name="export")
+    def export_bench(output: Path = Path("accel_bench"), pictures: int = 40) -> None:
+        """Agreement, speed and size of ONNX and AOTInductor engines of the reference model."""
+        from ..examples.export import bench as measured
+
+        measured.run(output, pictures=pictures,
+                     progress=lambda text: console.print(text, markup=False))  # fmt: skip
+        console.print(f"written: {output / 'export.md'}, .json")
+
     @application.command()
     def explain(builder: str) -> None:
         """Say what accel would do with a model.

@@ -6,13 +6,11 @@ really skip: the last block's weights are NaN by then, and the output is finite.
 
 from __future__ import annotations
 
-from typing import Any
-
 import accel
 import pytest
 import torch
-from accel.tests.zoo import ENTRIES, TIME_INDEPENDENT, Entry
-from torch.utils._pytree import tree_flatten, tree_map
+from accel.tests.zoo import ENTRIES, TIME_INDEPENDENT
+from accel.tests.zoo.parts import step_inputs, tensors
 
 # Why the Padé pass leaves these alone. Each is a property of the model as captured.
 DECLINED = {
@@ -26,19 +24,6 @@ DECLINED = {
 # Their sample is not recognised (it is packed into one sequence with the text): every call looks
 # like a run of its own: computed, never wrong, nothing gained, and `stats` shows it.
 ALWAYS_COMPUTED = {"BriaFibo2Transformer2DModel", "Cosmos3OmniTransformer"}
-
-
-def step_inputs(entry: Entry, step: int) -> dict[str, Any]:
-    """The inputs of one sampling step: the time falls, the sample shrinks a little."""
-    inputs = entry.inputs(2)
-    inputs[entry.timestep] = inputs[entry.timestep] * (1 - step / 20)
-    inputs[entry.latent] = tree_map(lambda x: x * (1 - 0.02 * step), inputs[entry.latent])
-    return inputs
-
-
-def tensors(outputs: Any) -> list[torch.Tensor]:
-    flat = tree_flatten(outputs)[0]
-    return [each for each in flat if isinstance(each, torch.Tensor) and each.is_floating_point()]
 
 
 def poison(model: torch.nn.Module, stacks: str) -> None:

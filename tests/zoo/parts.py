@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map
 
 Inputs = dict[str, Any]
 
@@ -44,6 +46,21 @@ class Entry:
                 if not parameter.any() or parameter.isnan().any():
                     parameter.normal_(std=0.02)
         return model
+
+
+def step_inputs(entry: Entry, step: int) -> Inputs:
+    """The inputs of one sampling step: the time falls, the sample shrinks a little."""
+    inputs = entry.inputs(2)
+    inputs[entry.timestep] = inputs[entry.timestep] * (1 - step / 20)
+    inputs[entry.latent] = tree_map(lambda x: x * (1 - 0.02 * step), inputs[entry.latent])
+    return inputs
+
+
+def tensors(outputs: Any) -> list[Tensor]:
+    """The floating-point tensors of a model's result."""
+    # Output classes are dicts of which pytree knows nothing.
+    flat = tree_flatten(dict(outputs) if isinstance(outputs, dict) else outputs)[0]
+    return [each for each in flat if isinstance(each, Tensor) and each.is_floating_point()]
 
 
 @contextmanager
