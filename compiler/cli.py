@@ -1,4 +1,4 @@
-"""The command line: `accel demo`, `bench`, `explain`, `export` and `run`."""
+"""The command line: `accel demo`, `bench`, `explain`, `export`, `run` and `tensorrt`."""
 
 from __future__ import annotations
 
@@ -162,6 +162,17 @@ def _application() -> Any:
         if engine.manifest.state is not None:
             console.print(f"state: {engine.manifest.state.bytes} bytes a sampling run")
         console.print(f"written: {path} ({path.stat().st_size} bytes)")
+
+    @application.command()
+    def tensorrt(path: Path) -> None:
+        """Check an ONNX file against TensorRT's published operator support (nothing is run)."""
+        from .export.tensorrt import check_tensorrt, published_support
+
+        findings = check_tensorrt(path)
+        columns = {"finding": "kind", "operator": "operator", "node": "node", "why": "detail"}
+        console.print(_table(str(path), findings, columns))
+        version = published_support()["version"]
+        console.print(f"{len(findings)} findings against the table of TensorRT {version}")
 
     @application.command()
     def run(

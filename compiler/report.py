@@ -129,6 +129,8 @@ def explain(
 
 def report_of(compiled: Any) -> Report:
     """The report of a compiled model's graphs as they were really compiled, so far."""
+    if isinstance(compiled, Engine):
+        raise AccelError("what the passes did to an engine is in engine.manifest.passes")
     graphs = sorted(compiled_graphs(_owners(compiled)), key=lambda graph: graph.number)
     if not graphs:
         raise AccelError(
@@ -170,7 +172,7 @@ class Stats:
 def _owners(compiled: Any) -> frozenset[int]:
     """The ids by which the graphs of a compiled model, or of an engine, are found."""
     if isinstance(compiled, Engine):
-        return frozenset({id(compiled.graph)})
+        return frozenset() if compiled.graph is None else frozenset({id(compiled.graph)})
     if not isinstance(compiled, torch.nn.Module):
         raise AccelError(
             f"expected a compiled torch.nn.Module, got {type(compiled).__name__}; pass the model "

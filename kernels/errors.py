@@ -7,7 +7,14 @@ __all__ = [
     "MissingDependencyError",
     "OptionError",
     "VerificationError",
+    "first_line",
 ]
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in one line; its class where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 class AccelError(Exception):

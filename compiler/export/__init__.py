@@ -10,14 +10,13 @@ from typing import Any
 
 from torch import nn
 
-from ...kernels.errors import EngineError, ExportError
+from ...kernels.errors import EngineError, ExportError, OptionError
 from ..options import Options, parse_options
 from . import aoti_package, onnx_file
 from .capture import capture
 from .engine import Engine
 from .manifest import Manifest
 from .program import exported_program, manifest_of
-from .seal import WEIGHTS
 
 __all__ = ["Engine", "Manifest", "export", "load"]
 
@@ -36,28 +35,36 @@ def export(
 
     args, kwargs: example inputs; every size above 1 that the model leaves free stays free, other
     values are fixed. path: ends in ".onnx" (needs the extra `onnx`) or ".pt2" (AOTInductor,
-    compiled for this machine). options: as for the backend.
+    compiled for this machine). options: as for the backend, but for `lowering`.
     Raises ExportError if the model can't be captured whole or the format can't hold it; then no
     file is left behind. What a pass did not do is in `engine.manifest.passes`.
     """
     target = Path(path)
     form = _format(target, ExportError)
     parsed = parse_options(options)
+    if parsed.lowering != Options.lowering:
+        raise OptionError(
+            f"lowering {parsed.lowering!r} is for torch.compile; an engine is compiled by what its "
+            "format stands for"
+        )
     captured = capture(model, args, kwargs or {}, parsed, form.LEFT_OUT)
     program = exported_program(captured)
     manifest = manifest_of(model, captured, program, parsed, form.versions())
-    # Written beside its place and moved there when it is whole.
+    # Written beside its place, and moved there once it is whole and loads.
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".accel-") as folder:
         written = Path(folder) / target.name
         form.write(program, manifest, written)
-        weights = target.with_name(target.name + WEIGHTS)
-        weights.unlink(missing_ok=True)
-        beside = written.with_name(weights.name)
-        if beside.is_file():
-            os.replace(beside, weights)
-        os.replace(written, target)
-    return load(target)
+        try:
+            engine = load(written)
+        except EngineError as error:
+            raise ExportError(f"the engine that was written does not load: {error}") from error
+        for new, place in zip(form.files(written), form.files(target), strict=True):
+            if new.is_file():
+                os.replace(new, place)
+            else:
+                place.unlink(missing_ok=True)  # of an earlier engine of that name
+    return engine
 
 
 def load(path: str | os.PathLike[str], *, providers: Sequence[str] | None = None) -> Engine:

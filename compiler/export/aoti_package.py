@@ -10,17 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels.errors import EngineError, ExportError
+from ...kernels.errors import EngineError, ExportError, first_line
 from .manifest import Manifest
 from .program import machine
 from .seal import DIGEST, check_seal, seal
 
-__all__ = ["AotiRunner", "read", "versions", "write"]
+__all__ = ["AotiRunner", "files", "read", "versions", "write"]
 
 MANIFEST = "accel_manifest.json"
 # The package is a zip archive, which may end in a comment.
 SEAL = b"accel.sha256="
 LEFT_OUT = {"outline": "AOTInductor (torch 2.13) has no code for calls of shared subgraphs"}
+
+
+def files(path: Path) -> list[Path]:
+    """The files that an engine consists of."""
+    return [path]
 
 
 def versions() -> dict[str, str]:
@@ -33,8 +38,9 @@ def write(program: torch.export.ExportedProgram, manifest: Manifest, path: Path)
     try:
         torch._inductor.aoti_compile_and_package(program, package_path=str(path))
     except Exception as error:  # whatever Inductor and the C++ compiler raise
-        reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
-        raise ExportError(f"AOTInductor can't compile the rewritten graph: {reason}") from error
+        raise ExportError(
+            f"AOTInductor can't compile the rewritten graph: {first_line(error)}"
+        ) from error
     with zipfile.ZipFile(path, "a") as archive:
         root = archive.namelist()[0].split("/")[0]
         archive.writestr(f"{root}/extra/{MANIFEST}", manifest.write())
@@ -60,8 +66,7 @@ def read(path: Path) -> tuple[Manifest, AotiRunner]:
     try:
         loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise EngineError(f"{path}: torch can't load it: {reason}") from error
+        raise EngineError(f"{path}: torch can't load it: {first_line(error)}") from error
     return manifest, AotiRunner(loader)
 
 

@@ -10,20 +10,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import MappingKey, SequenceKey, tree_flatten_with_path, tree_map_only
+from torch.utils._pytree import tree_map_only
 
-from ...kernels.errors import EngineError, ExportError
+from ...kernels.errors import EngineError, ExportError, first_line
 from ...passes import PassResult
 from ...passes.base import Program
 from ...passes.graphs import copy_module, fake_mode, hint, is_model_state, results_of, value_of
 from ..options import Options
 from ..pipeline import rewrite
 from ..sizes import evaluate, text_of
-from .manifest import LIKELY, Path
+from .manifest import LIKELY
+from .paths import Path, flatten
 
-__all__ = ["Captured", "Step", "bind", "capture", "flatten"]
+__all__ = ["Captured", "Step", "capture"]
 
-MANY = 2**16
+UNREACHED = 2**16  # compilations of one class
 
 
 class Step(nn.Module):
@@ -68,7 +69,7 @@ class Step(nn.Module):
 class Captured:
     """One model, captured whole.
 
-    calls: in the graph before the passes. results: what the passes did.
+    results: what the passes did.
     examples: an example for each input of `step`, the state's last; nodes: their placeholders.
     paths: where the caller's inputs are in its arguments. symbols: the input and the dimension
     that each symbol in a size is; conditions: what has to hold for them.
@@ -78,7 +79,6 @@ class Captured:
     """
 
     program: Program
-    calls: int
     results: tuple[PassResult, ...]
     step: Step
     examples: tuple[Tensor, ...]
@@ -92,7 +92,7 @@ class Captured:
     result_constants: tuple[tuple[Path, Any], ...]
 
 
-def bind(
+def _bind(
     signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
     """A call's arguments by the names of the parameters. Raises TypeError as a call would."""
@@ -103,24 +103,6 @@ def bind(
         elif parameter.kind is parameter.VAR_POSITIONAL and bound.pop(name, ()):
             raise TypeError(f"positional arguments beyond the named ones (*{name}) have no name")
     return bound
-
-
-def flatten(value: Any) -> list[tuple[Path, Any]]:
-    """Every leaf of nested dicts and sequences, with where it is."""
-    # Output classes of diffusers and transformers are dicts that pytree has no names for.
-    plain = dict(value) if isinstance(value, Mapping) else value
-    found = []
-    for path, leaf in tree_flatten_with_path(plain)[0]:
-        found.append((tuple(map(_plain_key, path)), leaf))
-    return found
-
-
-def _plain_key(key: Any) -> str | int:
-    if isinstance(key, MappingKey) and isinstance(key.key, (str, int)):
-        return key.key
-    if isinstance(key, SequenceKey):
-        return key.idx
-    return str(key)
 
 
 @torch.no_grad()
@@ -139,7 +121,7 @@ def capture(
     name = type(model).__name__
     signature = inspect.signature(model.forward)
     try:
-        arguments = bind(signature, args, kwargs)
+        arguments = _bind(signature, args, kwargs)
     except TypeError as error:
         raise ExportError(f"{name} does not take these example inputs: {error}") from error
     if "return_dict" in signature.parameters:
@@ -174,14 +156,9 @@ def _trace(
     def collect(module: fx.GraphModule, example_inputs: list[Any]) -> Any:
         shapes = fake_mode(module.graph).shape_env
         # The model took its way by these: another size would have to go another way.
-        guards = [shapes.replace(each.expr) for each in shapes.guards] if shapes else []
+        guards = (shapes.replace(each.expr) for each in shapes.guards)
         seen["guards"] = [guard for guard in guards if guard.free_symbols]
-        seen["smallest"] = (
-            {str(symbol): int(limits.lower) for symbol, limits in shapes.var_to_range.items()}
-            if shapes
-            else {}
-        )
-        seen["calls"] = sum(node.op.startswith("call") for node in module.graph.nodes)
+        seen["smallest"] = {str(s): int(limits.lower) for s, limits in shapes.var_to_range.items()}
         seen["program"], seen["results"] = rewrite(_one_node_a_size(module), options, left_out)
 
         def call(*inputs: Any) -> Any:
@@ -198,17 +175,21 @@ def _trace(
                 torch._dynamo.maybe_mark_dynamic(leaf, dim)
     try:
         # Each capture is a compilation of its own, however often this class was compiled before.
-        with torch._dynamo.config.patch(recompile_limit=MANY, accumulated_recompile_limit=MANY):
+        with torch._dynamo.config.patch(
+            recompile_limit=UNREACHED, accumulated_recompile_limit=UNREACHED
+        ):
             result = torch.compile(model, backend=collect, fullgraph=True)(**arguments)
     except torch._dynamo.exc.Unsupported as error:
-        reason = str(error).strip().splitlines()[0]
         raise ExportError(
-            f"{name} can't be captured as one graph: {reason}. Only a model that "
+            f"{name} can't be captured as one graph: {first_line(error)}. Only a model that "
             "torch.compile(fullgraph=True) takes can be exported"
         ) from error
     if not seen:
         raise ExportError(f"{name} computes nothing with tensors on these inputs")
-    return leaves, result, seen
+    # Dynamo keeps `call` for as long as the class has compiled code: don't let it hold tensors.
+    record = dict(seen)
+    seen.clear()
+    return leaves, result, record
 
 
 def _captured(
@@ -263,20 +244,20 @@ def _captured(
     outputs, constants = _results(result, seen["outputs"])
     count = len(results_of(program.module.graph))
     kept = [*(index for _, index in outputs), *range(program.outputs, count)]
+    is_tensor = [(path, leaf, isinstance(leaf, Tensor)) for path, leaf in leaves]
     captured = Captured(
-        program,
-        seen["calls"],
-        seen["results"],
-        Step(program.module, arguments, tensors, kept).eval(),
-        (*(leaf for _, leaf in used), *map(_example, state)),
-        (*(read[id(leaf)] for _, leaf in used), *state),
-        tuple(path for path, _ in used),
-        symbols,
-        conditions,
-        tuple((path, leaf) for path, leaf in leaves if not isinstance(leaf, Tensor)),
-        tuple(p for p, leaf in leaves if isinstance(leaf, Tensor) and id(leaf) not in position),
-        outputs,
-        constants,
+        program=program,
+        results=seen["results"],
+        step=Step(program.module, arguments, tensors, kept).eval(),
+        examples=(*(leaf for _, leaf in used), *map(_example, state)),
+        nodes=(*(read[id(leaf)] for _, leaf in used), *state),
+        paths=tuple(path for path, _ in used),
+        symbols=symbols,
+        conditions=conditions,
+        constants=tuple((path, leaf) for path, leaf, tensor in is_tensor if not tensor),
+        ignored=tuple(p for p, leaf, tensor in is_tensor if tensor and id(leaf) not in position),
+        outputs=outputs,
+        result_constants=constants,
     )
     return captured, dims
 

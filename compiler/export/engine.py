@@ -15,8 +15,8 @@ from ...passes.clock import Clock
 from ...passes.pade import StackState, StreamState
 from ..runtime import PadeGraph
 from ..sizes import evaluate
-from .capture import flatten
-from .manifest import Manifest, Path, TensorSpec, dtype_of
+from .manifest import Manifest, TensorSpec, dtype_of, name_of
+from .paths import Path, flatten, nested
 
 if TYPE_CHECKING:
     from ..report import Stats
@@ -26,29 +26,23 @@ __all__ = ["Engine", "Output"]
 Runner = Callable[..., Sequence[Tensor]]
 
 
-class Output(dict[str, Any]):
-    """A model's result by name: as entries, as attributes, and in order by number."""
+class Named(dict[str, Any]):
+    """Values by name: as entries and as attributes."""
 
     def __getattr__(self, name: str) -> Any:
         try:
             return self[name]
         except KeyError:
-            raise AttributeError(f"the result has no {name!r}; it has {', '.join(self)}") from None
+            raise AttributeError(f"there is no {name!r} here, only {', '.join(self)}") from None
+
+
+class Output(Named):
+    """A model's result by name, and in order by number."""
 
     def __getitem__(self, key: Any) -> Any:
-        return (
-            list(self.values())[key] if isinstance(key, (int, slice)) else super().__getitem__(key)
-        )
-
-
-class Config(dict[str, Any]):
-    """A model's configuration, with its entries as attributes."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(f"the model's configuration has no {name!r}") from None
+        if isinstance(key, (int, slice)):
+            return list(self.values())[key]
+        return super().__getitem__(key)
 
 
 class Engine:
@@ -66,7 +60,7 @@ class Engine:
         self.runner = runner
         self.providers: list[str] = runner.providers
         self._sound: set[tuple[int, ...]] = set()  # sizes that meet all conditions
-        self.config = Config(manifest.config)
+        self.config = Named(manifest.config)
         self.device = torch.device(manifest.machine.get("device", "cpu"))
         floats = [s.dtype for s in manifest.outputs if dtype_of(s.dtype).is_floating_point]
         self.dtype = dtype_of(floats[0]) if floats else torch.float32
@@ -106,6 +100,13 @@ class Engine:
         if len(args) > len(names):
             raise EngineError(f"{len(args)} positional arguments; {self.manifest.model} has "
                               f"{len(names)}: {', '.join(names)}")  # fmt: skip
+        paths = [*(spec.path for spec in self.manifest.inputs), *self.manifest.ignored]
+        paths += [each.path for each in self.manifest.constants]
+        known = {*names, *(str(path[0]) for path in paths)}  # the latter by **kwargs
+        strange = sorted(set(kwargs) - known)
+        if strange:
+            raise EngineError(f"{self.manifest.model} has no argument {strange[0]!r}; it has "
+                              f"{', '.join(names)}")  # fmt: skip
         given = dict(zip(names, args, strict=False))
         twice = sorted(set(given) & set(kwargs))
         if twice:
@@ -175,13 +176,15 @@ class Engine:
     def _result(self, results: Sequence[Tensor], return_dict: bool) -> Any:
         manifest = self.manifest
         leaves: dict[Path, Any] = {
-            spec.path: value for spec, value in zip(manifest.outputs, results, strict=False)
+            spec.path: value for spec, value in zip(manifest.outputs, results, strict=True)
         }
         leaves |= {each.path: each.value for each in manifest.result_constants}
-        result = _nested(leaves)
-        if isinstance(result, Output) and "return_dict" in manifest.parameters and not return_dict:
+        result = nested(leaves)
+        if not isinstance(result, dict):
+            return result
+        if "return_dict" in manifest.parameters and not return_dict:
             return tuple(value for value in result.values() if value is not None)
-        return result
+        return Output(result)
 
     # What diffusers' pipelines ask of a transformer.
 
@@ -235,19 +238,6 @@ def _stateful(manifest: Manifest, runner: Runner) -> PadeGraph:
     return PadeGraph(runner, symbols, len(manifest.outputs), state, pade, None)
 
 
-def _nested(leaves: Mapping[Path, Any]) -> Any:
-    """Values by their paths, put together again: names make an Output, numbers a tuple."""
-    if set(leaves) == {()}:
-        return leaves[()]
-    groups: dict[str | int, dict[Path, Any]] = {}
-    for path, value in leaves.items():
-        groups.setdefault(path[0], {})[path[1:]] = value
-    numbers = [key for key in groups if isinstance(key, int)]
-    if len(numbers) == len(groups):
-        return tuple(_nested(groups[number]) for number in sorted(numbers))
-    return Output({str(key): _nested(each) for key, each in groups.items()})
-
-
 def _where(path: Path) -> str:
     return str(path[0]) + "".join(f"[{key!r}]" for key in path[1:]) if path else "the input"
 
@@ -257,4 +247,4 @@ def _form(spec: TensorSpec) -> str:
 
 
 def _seen(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+    return f"{name_of(tensor.dtype)} {list(tensor.shape)}"

@@ -12,18 +12,17 @@ from typing import Any
 
 import torch
 
-from ...kernels.errors import AccelError, EngineError
+from ...kernels.errors import AccelError, EngineError, ExportError
 from ..options import Options, parse_options
 from ..sizes import Size, evaluate
+from .paths import Path
 
-__all__ = ["FORMAT", "Constant", "Manifest", "PassRecord", "Path", "StateSpec", "StreamSpec",
-           "TensorSpec", "dtype_of"]  # fmt: skip
+__all__ = ["FORMAT", "Constant", "Manifest", "PassRecord", "StateSpec", "StreamSpec",
+           "TensorSpec", "dtype_of", "name_of"]  # fmt: skip
 
 FORMAT = 1
 LIKELY = 64  # a size for which every sound size expression has a value
 
-# Where a value is inside nested arguments: names of dict entries, positions in sequences.
-Path = tuple[str | int, ...]
 Plain = str | int | float | bool | None
 
 
@@ -119,9 +118,25 @@ class Manifest:
     machine: dict[str, str]
     config: dict[str, Any]
 
+    @property
+    def graph_inputs(self) -> tuple[TensorSpec, ...]:
+        """All that the graph takes, the state last."""
+        return (*self.inputs, *(self.state.inputs if self.state else ()))
+
+    @property
+    def graph_outputs(self) -> tuple[TensorSpec, ...]:
+        """All that the graph returns, the state last."""
+        return (*self.outputs, *(self.state.outputs if self.state else ()))
+
     def write(self) -> str:
-        """As JSON."""
-        return json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False)
+        """As JSON. Raises ExportError for what JSON has no word for."""
+        try:
+            return json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False)
+        except ValueError as error:
+            raise ExportError(
+                "an option, a default or a constant argument is infinite or NaN, which a manifest "
+                f"can't hold: {error}"
+            ) from error
 
     @staticmethod
     def read(text: str) -> Manifest:
@@ -143,16 +158,18 @@ class Manifest:
             index, dim = where if len(where) == 2 else (-1, -1)
             if not (0 <= index < len(self.inputs) and 0 <= dim < len(self.inputs[index].shape)):
                 raise EngineError(f"the manifest says that {name} is at {where}")
-        tensors = [*self.inputs, *self.outputs]
+        try:
+            torch.device(self.machine.get("device", ""))
+        except RuntimeError as error:
+            raise EngineError(f"the manifest names no known device: {error}") from error
         sizes = [size for spec in self.inputs for size in spec.shape]
         if self.state is not None:
             self._check_state(self.state)
-            tensors += [*self.state.inputs, *self.state.outputs]
             sizes.append(self.state.batch)
             for stream in self.state.streams:
                 dtype_of(stream.dtype)
                 sizes += [*stream.shape, *stream.moments]
-        for spec in tensors:
+        for spec in (*self.graph_inputs, *self.graph_outputs):
             dtype_of(spec.dtype)
         for size in (*sizes, *self.conditions):
             evaluate(size, dict.fromkeys(self.symbols, LIKELY))
@@ -183,6 +200,11 @@ def dtype_of(name: str) -> torch.dtype:
     if not isinstance(dtype, torch.dtype):
         raise EngineError(f"the manifest names the dtype {name!r}, which torch does not have")
     return dtype
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """A dtype's name ("float32")."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _checked(kind: Any, value: Any, where: str) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import logging
 import warnings
@@ -14,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels.errors import EngineError, ExportError, MissingDependencyError
+from ...kernels.errors import EngineError, ExportError, first_line
+from ..extras import optional
 from .manifest import Manifest
 from .seal import check_seal, seal
 
-__all__ = ["OnnxRunner", "read", "versions", "write"]
+__all__ = ["OnnxRunner", "files", "read", "versions", "write"]
 
 MANIFEST = "accel.manifest"
 # A last entry of `metadata_props` (field 14): key "accel.sha256", value 64 characters. Fields of a
@@ -34,18 +34,14 @@ ELEMENT_TYPES = {
 }  # fmt: skip
 
 
-def _import(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"ONNX engines need {name}: pip install 'accel-compiler[onnx]'"
-        ) from error
+def files(path: Path) -> list[Path]:
+    """The files that an engine may consist of: the named one, and large weights."""
+    return [path, path.with_name(path.name + ".data")]
 
 
 def versions() -> dict[str, str]:
     """Of the libraries that write the file."""
-    return {name: str(_import(name).__version__) for name in ("onnx", "onnxscript")}
+    return {name: str(optional(name, "onnx").__version__) for name in ("onnx", "onnxscript")}
 
 
 def write(program: torch.export.ExportedProgram, manifest: Manifest, path: Path) -> None:
@@ -53,31 +49,29 @@ def write(program: torch.export.ExportedProgram, manifest: Manifest, path: Path)
 
     Weights beyond `LARGEST` bytes go to a file of their own beside it (`<path>.data`).
     """
-    onnx = _import("onnx")
-    _import("onnxscript")
-    state_inputs = manifest.state.inputs if manifest.state else ()
-    state_outputs = manifest.state.outputs if manifest.state else ()
     try:
         with _quiet():
             converted: Any = torch.onnx.export(
                 program,
-                input_names=[spec.name for spec in (*manifest.inputs, *state_inputs)],
-                output_names=[spec.name for spec in (*manifest.outputs, *state_outputs)],
+                input_names=[spec.name for spec in manifest.graph_inputs],
+                output_names=[spec.name for spec in manifest.graph_outputs],
                 dynamo=True,
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ExportError(f"torch.onnx.export can't express the rewritten graph: {reason}") from (
-            error
-        )
+        raise ExportError(
+            f"torch.onnx.export can't express the rewritten graph: {first_line(error)}"
+        ) from error
     # Stack traces of every node: half of a small file, and paths of the machine that wrote it.
-    _import("onnx_ir.passes.common").ClearMetadataAndDocStringPass()(converted.model)
+    optional("onnx_ir.passes.common", "onnx").ClearMetadataAndDocStringPass()(converted.model)
     converted.model.metadata_props[MANIFEST] = manifest.write()
     weights = sum(tensor.nbytes for tensor in program.state_dict.values())
     converted.save(str(path), external_data=weights > LARGEST)
-    onnx.checker.check_model(str(path), full_check=True)
-    seal(path, SEAL)
+    try:
+        optional("onnx", "onnx").checker.check_model(str(path), full_check=True)
+    except Exception as error:  # onnx's errors share no class
+        raise ExportError(f"the ONNX file is not sound: {first_line(error)}") from error
+    seal(path, SEAL, files(path)[1:])
 
 
 @contextlib.contextmanager
@@ -96,40 +90,35 @@ def _quiet() -> Iterator[None]:
 
 def read(path: Path, providers: Sequence[str] | None = None) -> tuple[Manifest, OnnxRunner]:
     """The manifest and a runner. Raises EngineError for a file that is not a sound engine."""
-    check_seal(path, SEAL)
-    runtime = _import("onnxruntime")
+    check_seal(path, SEAL, files(path)[1:])
+    runtime = optional("onnxruntime", "onnx")
     if providers is None:  # all but the one that calls a remote service
         providers = [p for p in runtime.get_available_providers() if not p.startswith("Azure")]
     try:
         session = runtime.InferenceSession(str(path), providers=list(providers))
     except Exception as error:  # onnxruntime's errors share no class
-        reason = str(error).strip().splitlines()[0]
-        raise EngineError(f"{path}: onnxruntime can't load it: {reason}") from error
+        raise EngineError(f"{path}: onnxruntime can't load it: {first_line(error)}") from error
     text = session.get_modelmeta().custom_metadata_map.get(MANIFEST)
     if text is None:
         raise EngineError(f"{path}: an ONNX file without a manifest of accel")
     manifest = Manifest.read(text)
-    state = manifest.state
-    specs = (*manifest.inputs, *(state.inputs if state else ()))
-    results = (*manifest.outputs, *(state.outputs if state else ()))
-    for kind, wanted, found in (
-        ("inputs", specs, session.get_inputs()),
-        ("outputs", results, session.get_outputs()),
+    runner = OnnxRunner(session)
+    for kind, specs, names in (
+        ("inputs", manifest.graph_inputs, runner.inputs),
+        ("outputs", manifest.graph_outputs, runner.outputs),
     ):
-        names = [each.name for each in found]
-        if [spec.name for spec in wanted] != names:
+        if [spec.name for spec in specs] != names:
             raise EngineError(f"{path}: the graph's {kind} are {names}, not those of its manifest")
-    return manifest, OnnxRunner(
-        session, [spec.name for spec in specs], [spec.name for spec in results]
-    )
+    return manifest, runner
 
 
 class OnnxRunner:
     """Calls an onnxruntime session on torch tensors without copying them."""
 
-    def __init__(self, session: Any, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    def __init__(self, session: Any) -> None:
         self.session = session
-        self.inputs, self.outputs = tuple(inputs), tuple(outputs)
+        self.inputs: list[str] = [each.name for each in session.get_inputs()]
+        self.outputs: list[str] = [each.name for each in session.get_outputs()]
         self.providers: list[str] = session.get_providers()
 
     def __call__(self, *tensors: Tensor) -> list[Tensor]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ...kernels.errors import ExportError
+from ...kernels.errors import ExportError, first_line
 from ...passes import PassResult
 from ...passes.graphs import results_of, value_of
 from ...passes.pade import StackState
@@ -25,11 +25,12 @@ from .manifest import (
     Constant,
     Manifest,
     PassRecord,
-    Path,
     StateSpec,
     StreamSpec,
     TensorSpec,
+    name_of,
 )
+from .paths import Path
 
 __all__ = ["exported_program", "machine", "manifest_of"]
 
@@ -48,8 +49,9 @@ def exported_program(captured: Captured) -> torch.export.ExportedProgram:
             captured.step, captured.examples, dynamic_shapes=(shapes,), strict=False
         )
     except Exception as error:  # torch.export raises whatever its tracing meets
-        reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
-        raise ExportError(f"torch.export can't export the rewritten graph: {reason}") from error
+        raise ExportError(
+            f"torch.export can't export the rewritten graph: {first_line(error)}"
+        ) from error
 
 
 def manifest_of(
@@ -113,8 +115,7 @@ def _name(path: Path) -> str:
 
 def _spec(name: str, path: Path, node: fx.Node) -> TensorSpec:
     value = value_of(node)
-    dtype = str(value.dtype).removeprefix("torch.")
-    return TensorSpec(name, path, tuple(map(size_of, value.shape)), dtype)
+    return TensorSpec(name, path, tuple(map(size_of, value.shape)), name_of(value.dtype))
 
 
 def _inputs(captured: Captured, program: torch.export.ExportedProgram) -> tuple[TensorSpec, ...]:
@@ -139,7 +140,6 @@ def _state(captured: Captured, state: StackState, inputs: tuple[TensorSpec, ...]
     module = captured.program.module
     placeholders = list(module.graph.find_nodes(op="placeholder"))
     position = {node: index for index, node in enumerate(captured.nodes)}
-    # torch.export went through the nodes of this very graph, so these are the same objects.
     ours = {index: position[node] for index, node in enumerate(placeholders) if node in position}
     results = results_of(module.graph)
     kinds = ["moments", "residual_now", "stack_input"][: state.outputs_per_stream]
@@ -156,12 +156,12 @@ def _state(captured: Captured, state: StackState, inputs: tuple[TensorSpec, ...]
         inputs=inputs,
         outputs=outputs,
         streams=tuple(
-            StreamSpec(sizes(s.shape), str(s.dtype).removeprefix("torch."), sizes(s.moments))
-            for s in state.streams
+            StreamSpec(sizes(s.shape), name_of(s.dtype), sizes(s.moments)) for s in state.streams
         ),
         batch=size_of(state.batch),
         times=tuple(ours[index] for index in state.clock.times),
         latents=tuple(ours[index] for index in state.clock.latents),
+        # Those that are no input of the engine (held by a module, say) are constants of the graph.
         conditions=tuple(ours[index] for index in state.clock.conditions if index in ours),
         blocks=state.blocks,
         bytes=state.bytes(),

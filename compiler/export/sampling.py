@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,79 +11,63 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels.errors import EngineError, MissingDependencyError
+from ...kernels.errors import EngineError
+from ..extras import optional
 from ..report import trajectory
 from .engine import Engine
-from .manifest import TensorSpec, dtype_of
+from .manifest import TensorSpec, dtype_of, name_of
+from .paths import Path as Place
+from .paths import flatten, nested
 
 __all__ = ["read_inputs", "run_once", "run_schedule", "write_outputs"]
 
 
-def _numpy() -> Any:
-    try:
-        return importlib.import_module("numpy")
-    except ImportError as error:
-        raise MissingDependencyError(
-            "reading .npz files needs numpy: pip install 'accel-compiler[examples]'"
-        ) from error
-
-
 def read_inputs(engine: Engine, path: Path) -> dict[str, Tensor]:
-    """The engine's inputs from an `.npz` file, by the names in its manifest."""
-    numpy = _numpy()
-    known = {spec.name: spec for spec in engine.manifest.inputs}
+    """The engine's inputs from an `.npz` file, by the names in its manifest.
+
+    Raises EngineError for another file, an unknown name, or values that the input's type can't
+    hold (64-bit floats become 32-bit ones; floats do not become whole numbers).
+    """
+    numpy = optional("numpy", "examples")
+    known = {spec.name: dtype_of(spec.dtype) for spec in engine.manifest.inputs}
     try:
         with numpy.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError) as error:
+    except (AttributeError, EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
         raise EngineError(f"{path}: not an .npz file of plain arrays: {error}") from error
-    for name in arrays:
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    for name, tensor in tensors.items():
         if name not in known:
             raise EngineError(f"{path} has {name!r}; the engine takes {', '.join(known)}")
-    return {name: torch.from_numpy(array).to(dtype_of(known[name].dtype))
-            for name, array in arrays.items()}  # fmt: skip
+        if not torch.can_cast(tensor.dtype, known[name]):
+            raise EngineError(f"{path}: {name} is {name_of(tensor.dtype)}; the engine takes "
+                              f"{name_of(known[name])}")  # fmt: skip
+    return {name: tensor.to(known[name]) for name, tensor in tensors.items()}
 
 
 def write_outputs(path: Path, outputs: Mapping[str, Tensor]) -> None:
-    """Tensors by name as an `.npz` file."""
-    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in outputs.items()}
+    """Tensors by name as an `.npz` file; bfloat16, which numpy lacks, as float32."""
+    numpy = optional("numpy", "examples")
+    plain = {
+        name: tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+        for name, tensor in outputs.items()
+    }
+    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in plain.items()}
     with path.open("wb") as file:
-        _numpy().savez(file, **arrays)
-
-
-def _arguments(engine: Engine, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Named tensors as the arguments of a call, nested where the model's were."""
-    arguments: dict[str, Any] = {}
-    for spec in engine.manifest.inputs:
-        if spec.name not in tensors:
-            raise EngineError(f"the input {spec.name!r} is missing; the engine takes "
-                              f"{', '.join(s.name for s in engine.manifest.inputs)}")  # fmt: skip
-        place: Any = arguments
-        for key, following in zip(spec.path[:-1], spec.path[1:], strict=True):
-            place = place.setdefault(key, {} if isinstance(following, (str, int)) else None)
-        place[spec.path[-1]] = tensors[spec.name]
-    return {name: _sequences(value) for name, value in arguments.items()}
-
-
-def _sequences(value: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    inner = {key: _sequences(each) for key, each in value.items()}
-    if all(isinstance(key, int) for key in inner):
-        return [inner[key] for key in sorted(inner)]
-    return inner
+        numpy.savez(file, **arrays)
 
 
 def run_once(engine: Engine, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """One call; the result's tensors by name."""
-    arguments = _arguments(engine, tensors)
-    constants = {str(each.path[0]): each.value for each in engine.manifest.constants
-                 if len(each.path) == 1 and each.path != ("return_dict",)}  # fmt: skip
-    if "return_dict" in engine.manifest.parameters:
-        constants["return_dict"] = True
-    result = engine(**{**constants, **arguments})
-    leaves = result if isinstance(result, Mapping) else {"output": result}
-    return {name: value for name, value in leaves.items() if isinstance(value, Tensor)}
+    manifest = engine.manifest
+    arguments: dict[Place, Any] = {each.path: each.value for each in manifest.constants}
+    for spec in manifest.inputs:
+        if spec.name not in tensors:
+            raise EngineError(f"the input {spec.name!r} is missing; the engine takes "
+                              f"{', '.join(s.name for s in manifest.inputs)}")  # fmt: skip
+        arguments[spec.path] = tensors[spec.name]
+    found = dict(flatten(engine(**nested(arguments))))
+    return {spec.name: found[spec.path] for spec in manifest.outputs}
 
 
 def run_schedule(
@@ -103,13 +87,7 @@ def run_schedule(
     if state is None:
         raise EngineError("a sampling loop needs an engine with a timestep and a sample; this one "
                           "was made without the Padé pass. Run it on all its inputs")  # fmt: skip
-    try:
-        diffusers = importlib.import_module("diffusers")
-    except ImportError as error:
-        raise MissingDependencyError(
-            "schedulers come from diffusers: pip install 'accel-compiler[examples]'"
-        ) from error
-    kind = getattr(diffusers, scheduler, None)
+    kind = getattr(optional("diffusers", "examples"), scheduler, None)
     if kind is None or not hasattr(kind, "set_timesteps"):
         raise EngineError(f"diffusers has no scheduler {scheduler!r}")
     plan: Any = kind()

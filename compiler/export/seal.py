@@ -9,24 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from ...kernels.errors import EngineError
 
-__all__ = ["DIGEST", "WEIGHTS", "check_seal", "seal"]
+__all__ = ["DIGEST", "check_seal", "seal"]
 
-WEIGHTS = ".data"  # what the file's name is followed by where weights are in a file of their own
 DIGEST = 64  # hexadecimal digits of SHA-256
 _CHUNK = 2**20
 
 
-def _hash(path: Path, size: int) -> str:
-    """Of the first `size` bytes, and of the weights beside the file where there are any."""
+def _hash(path: Path, size: int, beside: Sequence[Path]) -> str:
+    """Of the first `size` bytes, and of the files beside it that exist."""
     digest = hashlib.sha256()
-    weights = path.with_name(path.name + WEIGHTS)
-    parts = [(path, size)]
-    if weights.is_file():
-        parts.append((weights, os.path.getsize(weights)))
+    parts = [(path, size), *((each, os.path.getsize(each)) for each in beside if each.is_file())]
     for part, left in parts:
         with part.open("rb") as file:
             while left > 0 and (chunk := file.read(min(left, _CHUNK))):
@@ -35,17 +32,18 @@ def _hash(path: Path, size: int) -> str:
     return digest.hexdigest()
 
 
-def seal(path: Path, head: bytes) -> None:
+def seal(path: Path, head: bytes, beside: Sequence[Path] = ()) -> None:
     """Append `head` and the hash of all that stands before it.
 
-    head: what makes the addition valid in the file's format.
+    head: what makes the addition valid in the file's format. beside: other files that belong to
+    the engine, where they exist; the hash covers them.
     """
-    digest = _hash(path, os.path.getsize(path))
+    digest = _hash(path, os.path.getsize(path), beside)
     with path.open("ab") as file:
         file.write(head + digest.encode())
 
 
-def check_seal(path: Path, head: bytes) -> None:
+def check_seal(path: Path, head: bytes, beside: Sequence[Path] = ()) -> None:
     """Raise EngineError if the file is not one that `seal` has finished, or was changed since."""
     if not path.is_file():
         raise EngineError(f"{path}: no such file")
@@ -60,8 +58,9 @@ def check_seal(path: Path, head: bytes) -> None:
             f"{path}: not an engine of accel, or cut short: its seal is missing. Write it again "
             "with accel.export"
         )
-    if end[len(head) :] != _hash(path, body).encode():
+    if end[len(head) :] != _hash(path, body, beside).encode():
+        others = "".join(f" (with {each.name}, if there is one)" for each in beside)
         raise EngineError(
-            f"{path}: the content (and {path.name}{WEIGHTS}, if there is one) does not match its "
-            "seal, so it was altered or damaged. Copy it again, or write it again with accel.export"
+            f"{path}: the content{others} does not match its seal, so it was altered or damaged. "
+            "Copy it again, or write it again with accel.export"
         )

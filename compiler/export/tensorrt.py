@@ -9,14 +9,14 @@ an engine builds and is fast, only a machine with TensorRT can tell. There:
 
 from __future__ import annotations
 
-import importlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...kernels.errors import MissingDependencyError
+from ...kernels.errors import EngineError, first_line
+from ..extras import optional
 
 __all__ = ["Finding", "check_tensorrt", "published_support"]
 
@@ -48,15 +48,16 @@ def published_support() -> dict[str, Any]:
 
 
 def check_tensorrt(path: str | Path) -> list[Finding]:
-    """Check every node of an ONNX file, those in branches too."""
+    """Check every node of an ONNX file, those in branches too.
+
+    Raises EngineError for a file that is none.
+    """
+    onnx = optional("onnx", "onnx")
     try:
-        onnx: Any = importlib.import_module("onnx")
-    except ImportError as error:
-        raise MissingDependencyError(
-            "reading ONNX files needs onnx: pip install 'accel-compiler[onnx]'"
-        ) from error
-    model = onnx.load(path, load_external_data=False)
-    model = onnx.shape_inference.infer_shapes(model)
+        model = onnx.load(path, load_external_data=False)
+        model = onnx.shape_inference.infer_shapes(model)
+    except Exception as error:  # protobuf's and onnx's errors share no class
+        raise EngineError(f"{path}: not an ONNX file: {first_line(error)}") from error
     element = onnx.TensorProto.DataType
     return list(_check_graph(model.graph, {}, {}, published_support()["operators"], element))
 
@@ -95,22 +96,26 @@ def _check_graph(
         else:
             if row["restrictions"] and not _meets(node, weights):
                 yield Finding("restriction", node.op_type, node.name, row["restrictions"])
-            for name in node.input:
-                tensor = known.get(name)
-                number = tensor.elem_type if tensor is not None else weights.get(name, 0)
-                kind = TYPES.get(element.Name(number)) if number else None
-                if kind is not None and node.op_type != "If" and kind not in row["types"]:
-                    # Shapes, axes and indices are whole numbers whatever the operator computes in.
-                    if kind in ("INT32", "INT64", "BOOL") and name != node.input[0]:
-                        continue
-                    listed = ", ".join(row["types"])
-                    detail = f"{name} is {kind}; the table lists {listed}"
-                    yield Finding("type", node.op_type, node.name, detail)
+            kinds = {n: known[n].elem_type if n in known else weights.get(n, 0) for n in node.input}
+            yield from _check_types(node, kinds, row["types"], element)
         if node.op_type == "If":
             yield from _check_if(node, known, element)
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 yield from _check_graph(attribute.g, known, weights, table, element)
+
+
+def _check_types(
+    node: Any, kinds: Mapping[str, int], listed: Sequence[str], element: Any
+) -> Iterator[Finding]:
+    """kinds: the element type of each input, 0 where the file does not state it."""
+    for name, number in kinds.items():
+        kind = TYPES.get(element.Name(number)) if number else None
+        # Shapes, axes and indices are whole numbers whatever the operator computes in.
+        index = kind in ("INT32", "INT64", "BOOL") and name != node.input[0]
+        if kind is not None and kind not in listed and not index and node.op_type != "If":
+            detail = f"{name} is {kind}; the table lists {', '.join(listed)}"
+            yield Finding("type", node.op_type, node.name, detail)
 
 
 def _check_if(node: Any, known: Mapping[str, Any], element: Any) -> Iterator[Finding]:

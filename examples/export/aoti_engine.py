@@ -18,9 +18,7 @@ def main(path: Path = Path("dit.pt2"), pictures: int = 8, steps: int = 20) -> No
     """Write `path`, read it back and sample `pictures` pictures without guidance."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    # Two rows of everything are enough: sizes above 1 stay free.
-    args = (torch.randn(2, 1, 28, 28),)
-    kwargs = {"timestep": torch.full((2,), 1000.0), "class_labels": torch.tensor([0, 1])}
+    args, kwargs = fashion.example()
     accel.export(fashion.load(), args, kwargs, path=path, options={"pade": {"preset": "balanced"}})
 
     engine = accel.load(path)  # compiled for this kind of machine; needs torch alone

@@ -9,7 +9,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from torch import Tensor
 from ... import Engine, export, stats
 from ..fashion import measure
 from ..fashion import model as fashion
+from ..fashion.bench.subjects import SUBJECTS, final
 
-__all__ = ["Result", "run"]
+__all__ = ["Result", "count_ifs", "run", "write"]
 
 STEPS = 20
 
@@ -46,11 +47,6 @@ class Result:
     ifs: int | None
 
 
-def _example() -> tuple[tuple[Tensor, ...], dict[str, Any]]:
-    kwargs = {"timestep": torch.full((2,), 1000.0), "class_labels": torch.tensor([0, 1])}
-    return (torch.randn(2, 1, 28, 28),), kwargs
-
-
 class _Recorded:
     """A model that notes each call's result and seconds."""
 
@@ -70,12 +66,11 @@ class _Recorded:
 
 
 def _sample(call: Any, pictures: int) -> None:
-    noise = torch.randn(pictures, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    for _ in fashion.sample(call, noise, torch.arange(pictures) % 10, steps=STEPS):
-        pass
+    final(call, *SUBJECTS["reference"].noise(pictures, 0), STEPS)
 
 
-def _count_ifs(path: Path) -> int | None:
+def count_ifs(path: Path) -> int | None:
+    """`If` nodes in an ONNX file, in branches and functions too; None for another format."""
     if path.suffix != ".onnx":
         return None
     import onnx
@@ -90,7 +85,7 @@ def _count_ifs(path: Path) -> int | None:
 
 def _plain_export(path: Path) -> None:
     """The unmodified model through torch's own exporters, as they come."""
-    args, kwargs = _example()
+    args, kwargs = fashion.example()
     network = fashion.load()
     batch = torch.export.Dim("batch", min=2)
     shapes = {"hidden_states": {0: batch}, "timestep": {0: batch}, "class_labels": {0: batch}}
@@ -108,7 +103,7 @@ def hooked_export(path: Path) -> str:
     from diffusers.hooks import FirstBlockCacheConfig, apply_first_block_cache
     from diffusers.hooks.hooks import CacheContext, _set_cache_context
 
-    args, kwargs = _example()
+    args, kwargs = fashion.example()
     network = fashion.load()
     apply_first_block_cache(network, FirstBlockCacheConfig(threshold=0.28))
     _set_cache_context(network, CacheContext("guided"))
@@ -118,14 +113,14 @@ def hooked_export(path: Path) -> str:
     except Exception as error:  # whatever another project's code meets in the exporter
         text = " ".join(str(error).split())
         return f"fails: {type(error).__name__}: {text[:160]}"
-    ifs = _count_ifs(path)
+    ifs = count_ifs(path)
     return f"exports without an error; {ifs} `If` nodes and no state, so the cache is " + (
         "dropped" if not ifs else "kept"
     )
 
 
 def _compare(folder: Path, suffix: str, pictures: int, repeats: int) -> Result:
-    args, kwargs = _example()
+    args, kwargs = fashion.example()
     path, plain_path = folder / f"skip{suffix}", folder / f"plain{suffix}"
     engine = export(fashion.load(), args, kwargs, path=path,
                     options={"pade": {"preset": "balanced"}})  # fmt: skip
@@ -155,7 +150,7 @@ def _compare(folder: Path, suffix: str, pictures: int, repeats: int) -> Result:
         suffix, max(errors), recorded.skipped == reference.skipped,
         round(split[True] / split[False], 4),
         round(statistics.median(without) / statistics.median(with_skip), 2),
-        size, round(size / plain_path.stat().st_size, 3), _count_ifs(path),
+        size, round(size / plain_path.stat().st_size, 3), count_ifs(path),
     )  # fmt: skip
 
 
@@ -183,14 +178,22 @@ def run(
             progress(str(results[-1]))
         hooked = hooked_export(folder / "hooked.onnx")
         progress(f"torch.onnx.export of the model with FirstBlockCache: {hooked}")
+    write(output, results, hooked, f"accel bench export --pictures {pictures}", pictures)
+    return results
+
+
+def write(
+    output: Path, results: Sequence[Result], hooked: str, command: str, pictures: int
+) -> None:
+    """Write `export.json` and `export.md`."""
     record = {
-        "command": f"accel bench export --pictures {pictures}", "torch": torch.__version__,
+        "command": command, "torch": torch.__version__,
         "threads": torch.get_num_threads(), "hooked_export": hooked,
         "results": [asdict(result) for result in results],
     }  # fmt: skip
     (output / "export.json").write_text(json.dumps(record, indent=1) + "\n")
     lines = [
-        f"Made by `{record['command']}`: the reference model, {pictures} pictures with guidance, "
+        f"Made by `{command}`: the reference model, {pictures} pictures with guidance, "
         f"{STEPS} steps of which 8 are computed.", "",
         "| format | worst error to JIT | same steps | predicted / computed step | speed-up over "
         "the file without skip | size / plain export | `If` |",
@@ -206,4 +209,3 @@ def run(
         f"`torch.onnx.export` of the same model with diffusers' FirstBlockCache: {hooked}.",
     ]
     (output / "export.md").write_text("\n".join(lines) + "\n")
-    return results

@@ -16,9 +16,7 @@ from ..fashion import model as fashion
 def main(path: Path = Path("dit.onnx"), pictures: int = 8) -> None:
     """Write `path`, read it back and sample `pictures` pictures at 20 steps."""
     labels = torch.arange(pictures) % 10
-    # Two rows of everything are enough: sizes above 1 stay free.
-    args = (torch.randn(2, 1, 28, 28),)
-    kwargs = {"timestep": torch.full((2,), 1000.0), "class_labels": torch.tensor([0, 1])}
+    args, kwargs = fashion.example()
     accel.export(fashion.load(), args, kwargs, path=path, options={"pade": {"preset": "balanced"}})
 
     engine = accel.load(path)  # on another machine: only onnxruntime and torch are needed here

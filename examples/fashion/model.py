@@ -48,6 +48,12 @@ def load(path: Path = CHECKPOINT) -> nn.Module:
     return model.eval()
 
 
+def example() -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Inputs to export the network with; two rows are enough, as sizes above 1 stay free."""
+    kwargs = {"timestep": torch.full((2,), 1000.0), "class_labels": torch.tensor([0, 1])}
+    return (torch.randn(2, 1, 28, 28),), kwargs
+
+
 def timesteps(steps: int) -> Tensor:
     """`steps + 1` times from 1 (noise) to 0 (image), evenly spaced; the model sees 1000 times t."""
     return torch.linspace(1.0, 0.0, steps + 1)

@@ -10,7 +10,9 @@ from typing import Any
 import accel
 import pytest
 import torch
-from accel import Engine, EngineError, ExportError
+from accel import AccelError, Engine, EngineError, ExportError
+from accel.compiler.export import onnx_file
+from accel.examples.export.bench import count_ifs
 from accel.tests.models import dit, euler, noise, relative
 from torch import Tensor, nn
 
@@ -22,11 +24,9 @@ def example() -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (noise(),), {"timestep": torch.full((2,), 1000.0), "class_labels": LABELS}
 
 
-def exported(folder: Path, kind: str, model: nn.Module | None = None, **options: Any) -> Engine:
+def exported(folder: Path, kind: str, **options: Any) -> Engine:
     args, kwargs = example()
-    return accel.export(
-        model or dit(), args, kwargs, path=folder / f"dit.{kind}", options=options or None
-    )
+    return accel.export(dit(2), args, kwargs, path=folder / f"dit.{kind}", options=options or None)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def engine(request: pytest.FixtureRequest, files: dict[str, Path]) -> Engine:
 
 
 def compiled() -> Any:
-    return torch.compile(dit(), backend="accel", options={"lowering": "eager"})
+    return torch.compile(dit(2), backend="accel", options={"lowering": "eager"})
 
 
 def test_a_run_agrees_with_the_compiled_model(engine: Engine) -> None:
@@ -64,7 +64,7 @@ def test_a_run_agrees_with_the_compiled_model(engine: Engine) -> None:
 def test_the_first_step_is_the_plain_model(engine: Engine) -> None:
     args, kwargs = example()
     with torch.no_grad():
-        plain = dit()(*args, **kwargs)
+        plain = dit(2)(*args, **kwargs)
     result = engine(*args, **kwargs)
     assert relative(result.sample, plain.sample) < 1e-5
     assert torch.equal(result.sample, result["sample"])
@@ -123,7 +123,11 @@ def test_an_explicit_trajectory(engine: Engine) -> None:
         (lambda k: k.update(timestep=500.0), "timestep .*it is a float"),
         (lambda k: k.pop("class_labels"), "class_labels has to be int64 .*it is missing"),
         (lambda k: k.update(cross_attention_kwargs={"scale": 2}), "was None when the engine"),
-        (lambda k: k.update(nonsense=1), "nonsense was None when the engine was made"),
+        (lambda k: k.update(nonsense=None), "no argument 'nonsense'"),
+        (
+            lambda k: k.update(nonsense=1),
+            "DiTTransformer2DModel has no argument 'nonsense'; it has hidden_states, ",
+        ),
     ],
 )
 def test_wrong_inputs_are_named_and_harmless(
@@ -149,7 +153,7 @@ def test_wrong_inputs_are_named_and_harmless(
 @pytest.mark.parametrize("kind", KINDS)
 def test_always_compute_and_a_pass_that_is_off(kind: str, tmp_path: Path) -> None:
     with torch.no_grad():
-        plain = euler(dit(), noise(), LABELS, steps=6)
+        plain = euler(dit(2), noise(), LABELS, steps=6)
     computing = exported(tmp_path, kind, pade={"schedule": "full"})
     stateless = exported(tmp_path, kind, pade=False)
     for engine in (computing, stateless):
@@ -184,4 +188,45 @@ def test_what_cannot_be_exported_leaves_no_file(tmp_path: Path) -> None:
         accel.export(dit(), (), {"nonsense": 1}, path=tmp_path / "a.onnx")
     with pytest.raises(ExportError, match=r"has to end in \.onnx or \.pt2"):
         accel.export(dit(), *example(), path=tmp_path / "a.engine")
+    for options, message in (
+        ({"lowering": "eager"}, "lowering 'eager' is for torch.compile"),
+        ({"pade": {"max_error": float("inf")}}, "infinite or NaN"),
+    ):
+        with pytest.raises(AccelError, match=message):
+            accel.export(dit(2), *example(), path=tmp_path / "a.onnx", options=options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_would_not_load_is_not_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the engine that was there before stays."""
+    exported(tmp_path, "onnx")
+    before = (tmp_path / "dit.onnx").read_bytes()
+
+    def refuse(path: Path) -> None:
+        raise EngineError("not today")
+
+    monkeypatch.setattr(onnx_file, "read", refuse)
+    with pytest.raises(ExportError, match="does not load: not today"):
+        exported(tmp_path, "onnx")
+    assert [each.name for each in tmp_path.iterdir()] == ["dit.onnx"]
+    assert (tmp_path / "dit.onnx").read_bytes() == before
+
+
+def test_one_branch_and_weights_once(files: dict[str, Path]) -> None:
+    import onnx
+
+    assert count_ifs(files["onnx"]) == 1
+    model = onnx.load(files["onnx"])
+    stored = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    owned = sum(tensor.nbytes for tensor in dit(2).state_dict().values())
+    assert owned * 0.9 < stored < owned * 1.1
+    branches = [a.g for node in model.graph.node if node.op_type == "If" for a in node.attribute]
+    assert len(branches) == 2
+    assert all(len(tensor.raw_data) < 1000 for g in branches for tensor in g.initializer)
+
+
+def test_an_engine_in_reports(engine: Engine) -> None:
+    with pytest.raises(AccelError, match=r"engine\.manifest\.passes"):
+        accel.report_of(engine)

@@ -130,6 +130,7 @@ FORGERIES = {
     "symbol": change("symbols", {"s0": [0, 99]}),
     "name": change("inputs/0/name", "another"),
     "state": change("state/inputs", []),
+    "device": change("machine/device", "nonsense"),
     "nan": change("defaults", {"x": float("nan")}),
 }
 

@@ -54,6 +54,21 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert "'mine:nothing' can't be found" in done.stderr
 
 
+def test_results_without_names(tmp_path: Path) -> None:
+    """A model that returns a tuple, and takes a list."""
+
+    class Sums(torch.nn.Module):
+        def forward(self, parts: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+            return parts[0] + parts[1], parts[0] * 2
+
+    parts = [torch.randn(3), torch.randn(3)]
+    engine = accel.export(Sums(), (parts,), path=tmp_path / "sums.onnx")
+    outputs = sampling.run_once(engine, {"parts_0": parts[0], "parts_1": parts[1]})
+    assert list(outputs) == ["0", "1"]
+    torch.testing.assert_close(outputs["0"], parts[0] + parts[1])
+    torch.testing.assert_close(engine(parts)[1], parts[0] * 2)
+
+
 def test_stored_inputs(tmp_path: Path) -> None:
     kwargs = {"timestep": torch.ones(2), "class_labels": torch.tensor([1, 2])}
     engine = accel.export(dit(2), (noise(),), kwargs, path=tmp_path / "dit.onnx")
@@ -68,8 +83,13 @@ def test_stored_inputs(tmp_path: Path) -> None:
     numpy.savez(path, surprise=numpy.ones(2))
     with pytest.raises(EngineError, match="has 'surprise'; the engine takes hidden_states"):
         sampling.read_inputs(engine, path)
-    path.write_bytes(b"not an archive")
-    with pytest.raises(EngineError, match=r"not an \.npz file"):
+    whole = path.read_bytes()
+    for broken in (b"not an archive", b"", whole[: len(whole) // 2]):
+        path.write_bytes(broken)
+        with pytest.raises(EngineError, match=r"not an \.npz file"):
+            sampling.read_inputs(engine, path)
+    numpy.savez(path, class_labels=numpy.array([1.7, 2.0]))
+    with pytest.raises(EngineError, match="class_labels is float64; the engine takes int64"):
         sampling.read_inputs(engine, path)
     with pytest.raises(EngineError, match="no scheduler 'Nonsense'"):
         sampling.run_schedule(engine, {"hidden_states": noise()}, "Nonsense", 4, 0)

@@ -8,6 +8,7 @@ from typing import Any
 import accel
 import pytest
 import torch
+from accel import EngineError
 from accel.compiler.export.tensorrt import check_tensorrt, published_support
 from accel.tests.models import dit, noise
 from onnx import TensorProto, helper, save
@@ -27,6 +28,12 @@ def test_the_table_names_its_source() -> None:
     assert table["source"].startswith("onnx/onnx-tensorrt docs/operators.md @ ")
     assert table["version"] == "10.15"
     assert len(table["operators"]) == 200
+
+
+def test_another_file(tmp_path: Path) -> None:
+    (tmp_path / "a.onnx").write_bytes(b"hello")
+    with pytest.raises(EngineError, match="not an ONNX file"):
+        check_tensorrt(tmp_path / "a.onnx")
 
 
 def saved(path: Path, nodes: list[Any], inputs: list[Any], outputs: list[Any]) -> Path:
