@@ -74,7 +74,9 @@ def accel_backend(
     function = lower(program.module, parsed.lowering, program.training, config)
     placeholders = module.graph.find_nodes(op="placeholder")
     owned = [index for index, node in enumerate(placeholders) if is_model_state(node)]
-    owner = owned[0] if owned else None
+    # Rather a parameter: with dynamic=True, numbers of the model come as tensors made for the call.
+    lasting = [i for i in owned if isinstance(value_of(placeholders[i]), torch.nn.Parameter)]
+    owner = next(iter([*lasting, *owned]), None)
     if program.state is not None:
         pade = parsed.pade_options
         assert pade is not None

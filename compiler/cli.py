@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..kernels.errors import AccelError, MissingDependencyError
+from ..kernels.errors import AccelError, ExportError, MissingDependencyError
 
 __all__ = ["main"]
 
@@ -134,22 +134,38 @@ def _application() -> Any:
         with torch.no_grad():
             console.print(str(report(model, *args, **kwargs)), markup=False)
 
+    engine_path = typer.Argument(None, help="The engine to write: .onnx or .pt2 by its suffix.")
+    repository_path = typer.Option(None, help="The model repository to write instead.")
+
     @application.command()
     def export(
         builder: str,
-        path: Path,
+        path: Path = engine_path,
         preset: str = "balanced",
         pade: bool = True,
+        serve: Path = repository_path,
+        steps: int = 20,
     ) -> None:
-        """Write a model as an engine, .onnx or .pt2 by PATH's suffix.
+        """Write a model as an engine, or with --serve for NVIDIA's Triton inference server.
 
         BUILDER is package.module:function; the function returns (model, args, kwargs). Sizes above
-        1 of its inputs stay free where the model allows that.
+        1 of its inputs stay free in an engine, where the model allows that. STEPS, of a sampling
+        run, is for --serve.
         """
         from .export import export as write
+        from .export.serving import export_repository
 
+        if (path is None) == (serve is None):
+            raise ExportError("name one of the two: an engine's PATH, or --serve DIRECTORY")
         model, args, kwargs = _build(builder)
         options: dict[str, Any] = {"pade": {"preset": preset} if pade else False}
+        if serve is not None:
+            with console.status(f"exporting {type(model).__name__} to {serve}"):
+                written = export_repository(
+                    model, args, kwargs, path=serve, steps=steps, options=options
+                )
+            console.print(f"written: {written}", markup=False)
+            return
         with console.status(f"exporting {type(model).__name__} to {path}"):
             engine = write(model, args, kwargs, path=path, options=options)
         for record in engine.manifest.passes:

@@ -37,6 +37,8 @@ def lower(
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.decomposition import select_decomp_table
 
+    from .inductor import inductor_settings
+
     # torch 2.13 caches the first trace of a shared subgraph. Inside a branch that first trace is
     # an alias check without decompositions, which Inductor then can't lower; saying which
     # decompositions the subgraph wants makes every trace the right one.
@@ -47,5 +49,6 @@ def lower(
     # It also reads the outer backward graph's list of inputs that may be overwritten as if it were
     # the shared subgraph's, and overwrites a gradient that is still needed.
     with torch._functorch.config.patch(donated_buffer=False):
-        compiled: Any = compile_fx(module, fakes, config_patches=dict(config) if config else None)
+        settings = {**inductor_settings(), **(config or {})}
+        compiled: Any = compile_fx(module, fakes, config_patches=settings)
     return compiled

@@ -18,7 +18,7 @@ from .options import PadeOptions
 from .sizes import evaluate, size_of
 from .trajectory import Call, Relation, Run, Runs, current_explicit, decide, digest, sketch
 
-__all__ = ["Counters", "PadeGraph", "graphs_of"]
+__all__ = ["Counters", "PadeGraph", "graphs_of", "sample_times"]
 
 REMEMBERED_DIGESTS = 64
 
@@ -204,19 +204,20 @@ class PadeGraph:
     def _arguments(self, run: Run, inputs: Sequence[Any]) -> tuple[Tensor, list[Tensor]]:
         """The step's own times and a run's state in the graph's form, missing entries filled in."""
         predictor = self.state.predictor
-        now = self._sample_times(inputs, self._size(self.state.batch, inputs))
+        times = [torch.as_tensor(inputs[index]) for index in self.state.clock.times]
+        now = sample_times(times, self._size(self.state.batch, inputs))
         history = run.history_times or [now]
         missing = predictor.history - len(history)
-        times = torch.stack([now, *history, *[history[-1]] * missing])
-        remaining = torch.tensor(self._remaining(run), dtype=times.dtype)
+        all_times = torch.stack([now, *history, *[history[-1]] * missing])
+        remaining = torch.tensor(self._remaining(run), dtype=all_times.dtype)
         arguments: list[Tensor] = []
         for index, stream in enumerate(self.state.streams):
             if run.moments and run.moments_fit:
                 moments = run.moments[index]
             else:
                 sizes = [self._size(size, inputs) for size in stream.moments]
-                moments = torch.zeros(sizes, dtype=times.dtype)
-            coefficients = predictor.coefficients(times, remaining, moments)
+                moments = torch.zeros(sizes, dtype=all_times.dtype)
+            coefficients = predictor.coefficients(all_times, remaining, moments)
             if coefficients is not None:
                 arguments.append(coefficients.to(stream.device, torch.float32))
             known = run.residuals[index] if run.residuals else []
@@ -229,19 +230,6 @@ class PadeGraph:
                     run.previous_inputs[index] if run.previous_inputs else known[0] * 0
                 )
         return now, arguments
-
-    def _sample_times(self, inputs: Sequence[Any], batch: int) -> Tensor:
-        """The timestep of every sample, float64 `[batch]` on the CPU."""
-        values = [torch.as_tensor(inputs[index]) for index in self.state.clock.times]
-        total = torch.zeros(batch, dtype=torch.float64)
-        for value in values:
-            each = value.detach().to("cpu", torch.float64)
-            # [batch, tokens]: one time a sample, that of its noisiest token.
-            each = each.flatten(1).amax(1) if each.dim() > 1 else each.flatten()
-            if each.numel() not in (1, batch):
-                each = each.mean().reshape(1)
-            total = total + each
-        return total
 
     def _record(self, run: Run, compute: bool, times: Tensor, state: Sequence[Tensor]) -> None:
         predictor = self.state.predictor
@@ -256,6 +244,19 @@ class PadeGraph:
             run.push(residuals, times, predictor.history)
         if run.steps is not None and run.step >= run.steps - 1:
             run.release()  # the run is over; a step after all would be computed
+
+
+def sample_times(values: Sequence[Tensor], batch: int) -> Tensor:
+    """The time of every sample, float64 `[batch]` on the CPU, from a graph's timestep inputs."""
+    total = torch.zeros(batch, dtype=torch.float64)
+    for value in values:
+        each = value.detach().to("cpu", torch.float64)
+        # [batch, tokens]: one time a sample, that of its noisiest token.
+        each = each.flatten(1).amax(1) if each.dim() > 1 else each.flatten()
+        if each.numel() not in (1, batch):
+            each = each.mean().reshape(1)
+        total = total + each
+    return total
 
 
 def graphs_of(parameters: frozenset[int]) -> list[tuple[PadeGraph, _Model]]:

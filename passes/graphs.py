@@ -17,6 +17,7 @@ __all__ = [
     "descendants",
     "extract",
     "fake_mode",
+    "fix_floats",
     "gather",
     "hint",
     "is_data_dependent",
@@ -54,9 +55,12 @@ def module_path(raw: str) -> str:
 def mark_inputs(graph: fx.Graph) -> None:
     """Note on every placeholder whether the caller or the model supplies it.
 
-    Dynamo says where a value comes from in an attribute that copies of a graph lose.
+    Dynamo says where a value comes from in an attribute that copies of a graph lose; the note they
+    keep, and it stands.
     """
     for node in graph.find_nodes(op="placeholder"):
+        if "accel_model_state" in node.meta:
+            continue
         source = getattr(node, "_dynamo_source", None)
         name = "" if source is None else str(source.name)
         root: Any = source
@@ -260,6 +264,31 @@ def settle(
         for node in region:
             node.replace_input_with(operand, settled[operand])
     return settled
+
+
+def fix_floats(graph: fx.Graph, nodes: Iterable[fx.Node]) -> list[fx.Node]:
+    """Make numbers that Dynamo left free into constants, with a guard; the nodes that remain.
+
+    With `dynamic=True` the attributes of a model (an epsilon, an attention scale) are such numbers.
+    Plain graphs may compute with them, but a branch or a shared subgraph can't be traced with one.
+    """
+    remaining = []
+    for node in nodes:
+        value = value_of(node)
+        if isinstance(value, torch.SymFloat):
+            number = float(value)  # torch notes what this relied on
+            for user in list(node.users):
+                user.args = _with_number(user.args, node, number)
+                user.kwargs = _with_number(user.kwargs, node, number)
+            if node.op != "placeholder":
+                graph.erase_node(node)
+        else:
+            remaining.append(node)
+    return remaining
+
+
+def _with_number(arguments: Any, node: fx.Node, number: float) -> Any:
+    return fx.node.map_arg(arguments, lambda each: number if each is node else each)
 
 
 def fake_mode(graph: fx.Graph) -> Any:

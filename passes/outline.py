@@ -24,6 +24,7 @@ from .graphs import (
     copy_module,
     descendants,
     extract,
+    fix_floats,
     gather,
     is_model_state,
     live_ins,
@@ -194,6 +195,7 @@ class OutlinePass:
             refused: list[Skip] = []
             groups: dict[tuple[Any, ...], list[_Piece]] = {}
             for block in stack.blocks:
+                fix_floats(graph, block.nodes)
                 piece = _piece(graph, block)
                 if isinstance(piece, Skip):
                     refused.append(piece)

@@ -33,6 +33,7 @@ from .graphs import (
     copy_module,
     extract,
     fake_mode,
+    fix_floats,
     gather,
     hint,
     operands_of,
@@ -134,7 +135,8 @@ class PadePass:
     ) -> tuple[StackState, fx.GraphModule]:
         module, mapping = copy_module(program.module)
         graph = module.graph
-        nodes = [mapping[node] for node in region.nodes]
+        nodes = fix_floats(graph, [mapping[node] for node in region.nodes])
+        fix_floats(graph, operands_of(nodes))
         outputs = [mapping[stream.output] for stream in region.streams]
         values = [value_of(node) for node in outputs]
         # Streams that lay their samples end to end have no batch dimension to tell apart.

@@ -8,17 +8,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ...kernels.errors import EngineError, ExportError, OptionError
 from ..options import Options, parse_options
+from ..trajectory import distance
 from . import aoti_package, onnx_file
-from .capture import capture
+from .capture import Captured, capture
 from .engine import Engine
 from .manifest import Manifest
+from .paths import flatten
 from .program import exported_program, manifest_of
 
 __all__ = ["Engine", "Manifest", "export", "load"]
+
+# Largest relative error of an engine on its example inputs: of 32 bits or more, and of fewer.
+TOLERANCE, LOW_TOLERANCE = 1e-3, 5e-2
 
 FORMATS: dict[str, Any] = {".onnx": onnx_file, ".pt2": aoti_package}
 
@@ -36,8 +42,9 @@ def export(
     args, kwargs: example inputs; every size above 1 that the model leaves free stays free, other
     values are fixed. path: ends in ".onnx" (needs the extra `onnx`) or ".pt2" (AOTInductor,
     compiled for this machine). options: as for the backend, but for `lowering`.
-    Raises ExportError if the model can't be captured whole or the format can't hold it; then no
-    file is left behind. What a pass did not do is in `engine.manifest.passes`.
+    Raises ExportError if the model can't be captured whole, the format can't hold it, or the engine
+    computes something else on the example inputs than the model; then no file is left behind. What
+    a pass did not do is in `engine.manifest.passes`.
     """
     target = Path(path)
     form = _format(target, ExportError)
@@ -59,12 +66,33 @@ def export(
             engine = load(written)
         except EngineError as error:
             raise ExportError(f"the engine that was written does not load: {error}") from error
+        _try(engine, captured, args, kwargs or {})
         for new, place in zip(form.files(written), form.files(target), strict=True):
             if new.is_file():
                 os.replace(new, place)
             else:
                 place.unlink(missing_ok=True)  # of an earlier engine of that name
     return engine
+
+
+def _try(
+    engine: Engine, captured: Captured, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
+    """Raise ExportError unless the engine computes on the example inputs what the model did."""
+    names = {"return_dict": True} if "return_dict" in engine.manifest.parameters else {}
+    found = dict(flatten(engine(*args, **{**kwargs, **names})))
+    for (path, _), expected in zip(captured.outputs, captured.expected, strict=True):
+        # What the model itself leaves undefined says nothing about the engine.
+        finite = torch.isfinite(expected)
+        pair = (torch.where(finite, each, 0).double() for each in (found[path], expected))
+        apart = distance(*pair)
+        if apart > (TOLERANCE if expected.dtype.itemsize >= 4 else LOW_TOLERANCE):
+            raise ExportError(
+                "the engine that was written computes something else than the model on the "
+                f"example inputs (relative error {apart:.1e}); the fault is in what translates "
+                "the graph, so no file is left. Try the other format"
+            )
+    engine.reset()
 
 
 def load(path: str | os.PathLike[str], *, providers: Sequence[str] | None = None) -> Engine:

@@ -35,8 +35,12 @@ def versions() -> dict[str, str]:
 
 def write(program: torch.export.ExportedProgram, manifest: Manifest, path: Path) -> None:
     """Compile `program` and write it with its manifest."""
+    from ..inductor import inductor_settings
+
     try:
-        torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+        torch._inductor.aoti_compile_and_package(
+            program, package_path=str(path), inductor_configs=inductor_settings()
+        )
     except Exception as error:  # whatever Inductor and the C++ compiler raise
         raise ExportError(
             f"AOTInductor can't compile the rewritten graph: {first_line(error)}"

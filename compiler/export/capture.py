@@ -15,7 +15,15 @@ from torch.utils._pytree import tree_map_only
 from ...kernels.errors import EngineError, ExportError, first_line
 from ...passes import PassResult
 from ...passes.base import Program
-from ...passes.graphs import copy_module, fake_mode, hint, is_model_state, results_of, value_of
+from ...passes.graphs import (
+    copy_module,
+    fake_mode,
+    hint,
+    is_model_state,
+    mark_inputs,
+    results_of,
+    value_of,
+)
 from ..options import Options
 from ..pipeline import rewrite
 from ..sizes import evaluate, text_of
@@ -75,7 +83,8 @@ class Captured:
     that each symbol in a size is; conditions: what has to hold for them.
     constants, ignored: other values in the arguments, and tensors that the model does not read.
     outputs: for each tensor of the model's result where it is, and which result of `step` it is;
-    result_constants: what else the result holds.
+    expected: those tensors, as the model gave them for the examples; result_constants: what else
+    the result holds.
     """
 
     program: Program
@@ -89,6 +98,7 @@ class Captured:
     constants: tuple[tuple[Path, Any], ...]
     ignored: tuple[Path, ...]
     outputs: tuple[tuple[Path, int], ...]
+    expected: tuple[Tensor, ...]
     result_constants: tuple[tuple[Path, Any], ...]
 
 
@@ -112,11 +122,12 @@ def capture(
     kwargs: Mapping[str, Any],
     options: Options,
     left_out: Mapping[str, str],
+    free: bool = True,
 ) -> Captured:
     """Capture `model(*args, **kwargs)` and apply the passes but for those `left_out` (with why).
 
-    Every size of an input that the model leaves free stays free; sizes of 1 are fixed. The model
-    runs once. Raises ExportError if it can't be captured as one graph.
+    free: every size of an input that the model leaves free stays free, but for sizes of 1; else
+    all are fixed. The model runs once. Raises ExportError if it can't be captured as one graph.
     """
     name = type(model).__name__
     signature = inspect.signature(model.forward)
@@ -127,6 +138,9 @@ def capture(
     if "return_dict" in signature.parameters:
         arguments["return_dict"] = True  # its names serve both forms of the result
     still: set[tuple[Path, int]] = set()
+    if not free:
+        leaves = [each for each in flatten(arguments) if isinstance(each[1], Tensor)]
+        still = {(path, dim) for path, leaf in leaves for dim in range(leaf.dim())}
     while True:
         captured, fixed = _captured(model, *_trace(model, arguments, options, left_out, still))
         if not fixed:
@@ -158,7 +172,7 @@ def _trace(
         # The model took its way by these: another size would have to go another way.
         guards = (shapes.replace(each.expr) for each in shapes.guards)
         seen["guards"] = [guard for guard in guards if guard.free_symbols]
-        seen["smallest"] = {str(s): int(limits.lower) for s, limits in shapes.var_to_range.items()}
+        seen["ranges"] = {str(s): limits for s, limits in shapes.var_to_range.items()}
         seen["program"], seen["results"] = rewrite(_one_node_a_size(module), options, left_out)
 
         def call(*inputs: Any) -> Any:
@@ -233,7 +247,7 @@ def _captured(
     arguments += range(len(used), len(used) + len(state))
     conditions, fixed = _conditions(seen["guards"], symbols)
     # Torch takes a free size for 2 or more.
-    conditions += tuple(f"{name} >= {seen['smallest'][name]}" for name in symbols)
+    conditions += tuple(f"{name} >= {int(seen['ranges'][name].lower)}" for name in symbols)
     dims = {
         (path, dim)
         for path, leaf in used
@@ -257,6 +271,7 @@ def _captured(
         constants=tuple((path, leaf) for path, leaf, tensor in is_tensor if not tensor),
         ignored=tuple(p for p, leaf, tensor in is_tensor if tensor and id(leaf) not in position),
         outputs=outputs,
+        expected=tuple(seen["outputs"][index] for _, index in outputs),
         result_constants=constants,
     )
     return captured, dims
@@ -284,6 +299,7 @@ def _conditions(
 
 def _one_node_a_size(module: fx.GraphModule) -> fx.GraphModule:
     """A copy in which equal sizes are one node: torch.export names operands after their nodes."""
+    mark_inputs(module.graph)
     module, _ = copy_module(module)
     first: dict[str, fx.Node] = {}
     for node in module.graph.find_nodes(op="placeholder"):

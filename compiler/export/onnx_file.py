@@ -18,7 +18,7 @@ from ..extras import optional
 from .manifest import Manifest
 from .seal import check_seal, seal
 
-__all__ = ["OnnxRunner", "files", "read", "versions", "write"]
+__all__ = ["OnnxRunner", "convert", "files", "read", "versions", "write"]
 
 MANIFEST = "accel.manifest"
 # A last entry of `metadata_props` (field 14): key "accel.sha256", value 64 characters. Fields of a
@@ -45,22 +45,35 @@ def versions() -> dict[str, str]:
 
 
 def write(program: torch.export.ExportedProgram, manifest: Manifest, path: Path) -> None:
-    """Write `program` with its manifest. Raises ExportError where ONNX can't hold it.
+    """Write `program` with its manifest as an engine. Raises ExportError where ONNX can't hold it.
 
     Weights beyond `LARGEST` bytes go to a file of their own beside it (`<path>.data`).
     """
+    inputs = [spec.name for spec in manifest.graph_inputs]
+    convert(program, inputs, [spec.name for spec in manifest.graph_outputs], manifest, path)
+    seal(path, SEAL, files(path)[1:])
+
+
+def convert(
+    program: torch.export.ExportedProgram,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    manifest: Manifest,
+    path: Path,
+) -> None:
+    """Write `program` as a checked ONNX file without a seal; inputs, outputs: their names."""
     try:
         with _quiet():
             converted: Any = torch.onnx.export(
                 program,
-                input_names=[spec.name for spec in manifest.graph_inputs],
-                output_names=[spec.name for spec in manifest.graph_outputs],
+                input_names=list(inputs),
+                output_names=list(outputs),
                 dynamo=True,
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(
-            f"torch.onnx.export can't express the rewritten graph: {first_line(error)}"
+            f"torch.onnx.export can't express the rewritten graph: {first_line(_root(error))}"
         ) from error
     # Stack traces of every node: half of a small file, and paths of the machine that wrote it.
     optional("onnx_ir.passes.common", "onnx").ClearMetadataAndDocStringPass()(converted.model)
@@ -71,7 +84,13 @@ def write(program: torch.export.ExportedProgram, manifest: Manifest, path: Path)
         optional("onnx", "onnx").checker.check_model(str(path), full_check=True)
     except Exception as error:  # onnx's errors share no class
         raise ExportError(f"the ONNX file is not sound: {first_line(error)}") from error
-    seal(path, SEAL, files(path)[1:])
+
+
+def _root(error: BaseException) -> BaseException:
+    """What was raised first; the exporter wraps it in advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from ...kernels.errors import ExportError, first_line
 from ...passes import PassResult
@@ -32,22 +32,27 @@ from .manifest import (
 )
 from .paths import Path
 
-__all__ = ["exported_program", "machine", "manifest_of"]
+__all__ = ["exported_program", "machine", "manifest_of", "to_program"]
 
 
 @torch.no_grad()
 def exported_program(captured: Captured) -> torch.export.ExportedProgram:
     """The captured step as torch.export has it; sizes that can be free are."""
     free = torch.export.Dim.AUTO
-    shapes = tuple(
+    shapes: tuple[Any, ...] = tuple(
         {dim: free for dim, size in enumerate(value_of(node).shape)
          if isinstance(size, torch.SymInt)}
         for node in captured.nodes
     )  # fmt: skip
+    return to_program(captured.step, captured.examples, (shapes,))
+
+
+def to_program(
+    module: nn.Module, examples: tuple[Tensor, ...], shapes: tuple[Any, ...] | None = None
+) -> torch.export.ExportedProgram:
+    """`torch.export.export` with shapes that are free as `shapes` says; ExportError if it fails."""
     try:
-        return torch.export.export(
-            captured.step, captured.examples, dynamic_shapes=(shapes,), strict=False
-        )
+        return torch.export.export(module, examples, dynamic_shapes=shapes, strict=False)
     except Exception as error:  # torch.export raises whatever its tracing meets
         raise ExportError(
             f"torch.export can't export the rewritten graph: {first_line(error)}"

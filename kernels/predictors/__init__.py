@@ -1,12 +1,12 @@
 """Predictors of a transformer stack's residual on skipped sampling steps, side by side."""
 
 from ..errors import OptionError
-from .base import MOMENTS, Predictor, Signals, judge, moments
+from .base import MOMENTS, Predictor, Signals, judge, judged, moments
 from .pade import Pade
 from .polynomial import Reuse, Taylor
 from .tc_pade import TCPadePaper, TCPadeRelease
 
-__all__ = ["MOMENTS", "PREDICTORS", "Predictor", "Signals", "judge", "moments", "resolve"]
+__all__ = ["MOMENTS", "PREDICTORS", "Predictor", "Signals", "judge", "judged", "moments", "resolve"]
 
 PREDICTORS: dict[str, Predictor] = {
     "pade": Pade(),

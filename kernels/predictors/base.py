@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "MOMENTS", "Predictor", "Signals", "along_differences", "inner", "judge", "moments",
-    "reduced_dims", "safe_divide", "trusted_or",
+    "MOMENTS", "Predictor", "Signals", "along_differences", "inner", "judge", "judged",
+    "moments", "reduced_dims", "safe_divide", "trusted_or",
 ]  # fmt: skip
 
 MOMENTS = 5
@@ -152,15 +152,21 @@ class Signals:
 
 def judge(measured: Sequence[Tensor]) -> Signals:
     """The signals in the moments of all streams, each `[MOMENTS, batch, ...]`."""
-    finite, turn, error = True, 0.0, 0.0
+    finite, turn, error = judged(measured)
+    return Signals(bool(finite), float(turn), float(error))
+
+
+def judged(measured: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """What `Signals` holds, as 0-d tensors, so that a graph can contain it."""
+    finite, turn, error = [], [], []
     for each in measured:
         last, before, both, actual, wrong = each.double().flatten(2).sum(2)
         cosine = safe_divide(both, (last * before).sqrt())
         known = (last > 0) & (before > 0)
         chord = torch.where(known, (2 - 2 * cosine).clamp(min=0).sqrt(), 0.0)
         # Sums of squares: of a broken value, or of one too large to be squared, they are broken.
-        finite = finite and bool(torch.isfinite(actual).all())
-        turn = max(turn, float(chord.mean()))
-        relative = float(safe_divide(wrong, actual).sqrt().amax())
-        error = max(error, relative if math.isfinite(relative) else math.inf)
-    return Signals(finite, turn, error)
+        finite.append(torch.isfinite(actual).all())
+        turn.append(chord.mean())
+        relative = safe_divide(wrong, actual).sqrt().max()
+        error.append(torch.where(torch.isfinite(relative), relative, math.inf))
+    return torch.stack(finite).all(), torch.stack(turn).max(), torch.stack(error).max()

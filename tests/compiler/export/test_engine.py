@@ -214,6 +214,22 @@ def test_a_file_that_would_not_load_is_not_left(
     assert (tmp_path / "dit.onnx").read_bytes() == before
 
 
+def test_an_engine_that_computes_something_else_is_not_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The translators have faults of their own: the zoo met some (Chroma in ONNX, for one)."""
+    sound = onnx_file.OnnxRunner.__call__
+
+    def off(runner: Any, *tensors: Tensor) -> list[Tensor]:
+        return [result * 1.01 if result.is_floating_point() else result
+                for result in sound(runner, *tensors)]  # fmt: skip
+
+    monkeypatch.setattr(onnx_file.OnnxRunner, "__call__", off)
+    with pytest.raises(ExportError, match=r"something else than the model .* error 9\.9e-03"):
+        exported(tmp_path, "onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_one_branch_and_weights_once(files: dict[str, Path]) -> None:
     import onnx
 

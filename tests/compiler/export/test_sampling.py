@@ -50,6 +50,11 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "the input 'timestep' is missing" in done.stderr
     assert "Traceback" not in done.stderr
+    done = accel_command(tmp_path, "export", "mine:build", "--serve", "models", "--steps", "4")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "models" / "DiTTransformer2DModel" / "config.pbtxt").is_file()
+    done = accel_command(tmp_path, "export", "mine:build")
+    assert "an engine's PATH, or --serve DIRECTORY" in done.stderr
     done = accel_command(tmp_path, "export", "mine:nothing", "a.onnx")
     assert "'mine:nothing' can't be found" in done.stderr
 

@@ -1,0 +1,291 @@
+"""A model repository for NVIDIA's Triton inference server: an ONNX file that decides by itself.
+
+An engine leaves it to Python to decide whether a step is computed. A server runs the file alone,
+so here the decision, the predictor's coefficients and the bookkeeping of one sampling run are part
+of the graph. Its state is named inputs and outputs, which the server hands from one request of a
+sequence to the next ("implicit state"), beginning with zeros. One sequence is one sampling run;
+with separate guidance calls it is two.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...kernels.errors import ExportError, OptionError
+from ...kernels.predictors import judged
+from ...passes.pade import StackState
+from ..options import Options, PadeOptions, parse_options
+from ..runtime import sample_times
+from . import onnx_file
+from .capture import Captured, capture
+from .manifest import Manifest
+from .program import manifest_of, to_program
+
+__all__ = ["export_repository"]
+
+# As the server names element types (inference.DataType in its model_config.proto).
+SERVER_TYPES = {
+    torch.float32: "TYPE_FP32", torch.float64: "TYPE_FP64", torch.float16: "TYPE_FP16",
+    torch.bfloat16: "TYPE_BF16", torch.int64: "TYPE_INT64", torch.int32: "TYPE_INT32",
+    torch.int16: "TYPE_INT16", torch.int8: "TYPE_INT8", torch.uint8: "TYPE_UINT8",
+    torch.bool: "TYPE_BOOL",
+}  # fmt: skip
+LONGEST = 1000  # steps; the table of decisions has their square
+
+
+@dataclass(frozen=True)
+class StateTensor:
+    """A tensor that the server keeps: zeros when a sequence begins."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def zeros(self) -> Tensor:
+        """As a sequence begins."""
+        return torch.zeros(self.shape, dtype=self.dtype)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What a run remembers of one stream: see `passes.pade.StackState`."""
+
+    moments: Tensor
+    residuals: tuple[Tensor, ...]
+    inputs: tuple[Tensor, ...]
+
+
+class SequenceStep(nn.Module):
+    """One step of a sampling run, the decision included.
+
+    forward(*inputs, *state) returns (*outputs, computed, *new state), the state as in `state`:
+    how many steps there were, the newest computed one (1 more than its number), how many residuals
+    are known, whether they may be predicted from, their times, and each stream's tensors. Entries
+    of the history beyond the known ones repeat the oldest.
+    """
+
+    def __init__(self, captured: Captured, pade: PadeOptions, steps: int) -> None:
+        super().__init__()
+        stack: StackState = captured.program.state
+        self.step = captured.step
+        self.stack = stack
+        self.inputs = len(captured.paths)
+        self.outputs = len(captured.outputs)
+        # Where the timesteps are among the inputs.
+        placeholders = list(captured.program.module.graph.find_nodes(op="placeholder"))
+        self.times = tuple(captured.nodes.index(placeholders[i]) for i in stack.clock.times)
+        self.batch = int(stack.batch)
+        self.steps = steps
+        self.max_error = pade.max_error
+        schedule = pade.plan()
+        schedule.check(steps)
+        # Rows: the step; columns: the newest computed step.
+        table = [[schedule.computes(i, j, steps) for j in range(steps)] for i in range(steps)]
+        self.table = nn.Buffer(torch.tensor(table))
+
+    def state(self) -> list[StateTensor]:
+        """What the server keeps of a run."""
+        predictor = self.stack.predictor
+        counters = [(name, (1,), torch.int64) for name in ("step", "last", "known")]
+        found: list[tuple[str, tuple[int, ...], torch.dtype]] = [
+            *counters,
+            ("trusted", (1,), torch.bool),
+            ("times", (predictor.history, self.batch), torch.float64),
+        ]
+        for index, stream in enumerate(self.stack.streams):
+            shape = tuple(map(int, stream.shape))
+            names = [f"residual_{age}" for age in range(predictor.history)]
+            names += ["stack_input"] * predictor.reads_inputs
+            found.append((f"moments_{index}", tuple(map(int, stream.moments)), torch.float32))
+            found += [(f"{name}_{index}", shape, stream.dtype) for name in names]
+        return [StateTensor(f"accel_{name}", shape, dtype) for name, shape, dtype in found]
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """See the class. The same rules as `compiler.runtime.PadeGraph`, on tensors."""
+        predictor = self.stack.predictor
+        inputs = tensors[: self.inputs]
+        step, last, known, trusted, times, *rest = tensors[self.inputs :]
+        width = 1 + self.stack.tensors_per_stream
+        streams = [
+            Stream(each[0], tuple(each[1 : 1 + predictor.history]),
+                   tuple(each[1 + predictor.history :]))
+            for each in (rest[i : i + width] for i in range(0, len(rest), width))
+        ]  # fmt: skip
+
+        compute = self._decision(step, last, known, trusted)
+        now = sample_times([inputs[index] for index in self.times], self.batch)
+        first = known == 0
+        times = torch.where(first, now, times)
+        remaining = (1 - step[0].double() / self.steps).clamp(min=0)
+        arguments: list[Tensor] = []
+        for stream in streams:
+            coefficients = predictor.coefficients(
+                torch.cat([now[None], times]), remaining, stream.moments.double()
+            )
+            if coefficients is not None:
+                arguments.append(coefficients.float())
+            arguments += [*stream.residuals, *stream.inputs]
+        results = self.step(*inputs, compute, *arguments)
+
+        measured = results[self.outputs :: self.stack.outputs_per_stream]
+        finite, _, error = judged(measured)
+        # Two steps at the same time (Heun's) replace each other; moments then describe nothing.
+        same_time = (now == times[0]).all() & ~first
+        # A residual that is not finite never enters the history; the next step is computed.
+        # (In logic, as onnxruntime has no selection between truth values.)
+        stored = compute & finite
+        if predictor.keeps_predictions:
+            stored = stored | ~compute
+        older = torch.where(same_time, times[1:], times[:-1])
+        count = torch.where(same_time, known, (known + 1).clamp(max=predictor.history))
+        new_known = torch.where(stored, count, known)
+        # On a run's first step there was nothing to predict from: its error means nothing.
+        sound = finite & ((new_known[0] < 2) | (error <= self.max_error))
+        state: list[Tensor] = [
+            step + 1,
+            torch.where(compute, step + 1, last),
+            new_known,
+            (compute & sound)[None] | (trusted & ~compute),
+            torch.where(stored, torch.cat([now[None], older]), times),
+        ]
+        for index, stream in enumerate(streams):
+            begin = self.outputs + index * self.stack.outputs_per_stream
+            moments, newest, *stack_input = results[begin:][: self.stack.outputs_per_stream]
+            fitting = torch.where(same_time | ~finite, 0.0, moments)
+            state.append(torch.where(compute, fitting, stream.moments))
+            old = [torch.where(first, newest, residual) for residual in stream.residuals]
+            later = [torch.where(same_time, old[i + 1], old[i]) for i in range(len(old) - 1)]
+            pushed = zip([newest, *later], stream.residuals, strict=True)
+            state += [torch.where(stored, new, before) for new, before in pushed]
+            state += stack_input
+        return (*results[: self.outputs], compute[None], *state)
+
+    def _decision(self, step: Tensor, last: Tensor, known: Tensor, trusted: Tensor) -> Tensor:
+        """0-d bool: compute this step."""
+        top = self.steps - 1
+        planned = self.table[step.clamp(max=top), (last - 1).clamp(min=0, max=top)]
+        return (planned | (step >= self.steps) | (known == 0) | ~trusted)[0]
+
+
+def export_repository(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    path: str | os.PathLike[str],
+    steps: int,
+    options: Options | Mapping[str, Any] | None = None,
+    name: str = "",
+    sequences: int = 8,
+) -> Path:
+    """Write `<path>/<name>/config.pbtxt` and `<path>/<name>/1/model.onnx`; returns `<path>/<name>`.
+
+    args, kwargs: example inputs; all their sizes are fixed. steps: how many steps a sampling run
+    has; a request beyond them is computed. sequences: how many runs one instance of the model
+    serves at a time. name: of the model on the server, by default its class.
+    Raises ExportError where the Padé pass does not apply or the directory is there already, and
+    OptionError for options that a server can't carry out; then nothing is written.
+    """
+    parsed = parse_options(options)
+    pade = parsed.pade_options
+    if pade is None or pade.stability_gate is not None or parsed.lowering != Options.lowering:
+        raise OptionError(
+            "a server needs the Padé pass, without a gate and with the default lowering; export "
+            "a model without it with accel.export"
+        )
+    if not (isinstance(steps, int) and 1 <= steps <= LONGEST):
+        raise OptionError(f"steps is {steps!r}; it has to be a whole number from 1 to {LONGEST}")
+    if not (isinstance(sequences, int) and sequences >= 1):
+        raise OptionError(f"sequences is {sequences!r}; it has to be a whole number from 1")
+    name = name or type(model).__name__
+    target = Path(path) / name
+    if target.exists():
+        raise ExportError(f"{target} is there already; name another directory or remove it")
+    captured = capture(model, args, kwargs or {}, parsed, onnx_file.LEFT_OUT, free=False)
+    if captured.program.state is None:
+        declined = next(result for result in captured.results if result.name == "pade")
+        raise ExportError(
+            f"there is no state to serve, as the Padé pass does not apply: {declined.skipped[-1]}"
+        )
+    sequence = SequenceStep(captured, pade, steps).eval()
+    state = sequence.state()
+    with torch.no_grad():
+        examples = (*captured.examples[: sequence.inputs], *(each.zeros() for each in state))
+        program = to_program(sequence, examples)
+        plain = to_program(captured.step, captured.examples)
+    manifest = manifest_of(model, captured, plain, parsed, onnx_file.versions())
+    names = [each.name for each in state]
+    inputs = [*(spec.name for spec in manifest.inputs), *names]
+    outputs = [*(spec.name for spec in manifest.outputs), "accel_computed"]
+    outputs += [f"{each}_out" for each in names]
+
+    Path(path).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path, prefix=".accel-") as folder:
+        written = Path(folder) / name
+        (written / "1").mkdir(parents=True)
+        about = dataclasses.replace(manifest, state=None)
+        onnx_file.convert(program, inputs, outputs, about, written / "1" / "model.onnx")
+        (written / "config.pbtxt").write_text(_configuration(name, manifest, state, sequences))
+        os.replace(written, target)
+    return target
+
+
+def _configuration(
+    name: str, manifest: Manifest, state: Sequence[StateTensor], sequences: int
+) -> str:
+    """The server's configuration, as a protobuf message `inference.ModelConfig` in text."""
+
+    def tensor(name: str, dtype: torch.dtype, shape: Sequence[Any]) -> str:
+        return f'  {{ name: "{name}" {_form(dtype, shape)} }}'
+
+    specs = [
+        [tensor(spec.name, getattr(torch, spec.dtype), spec.shape) for spec in group]
+        for group in (manifest.inputs, manifest.outputs)
+    ]
+    specs[1].append(tensor("accel_computed", torch.bool, (1,)))
+    kept = []
+    for each in state:
+        form = _form(each.dtype, each.shape)
+        kept.append(
+            f'    {{ input_name: "{each.name}" output_name: "{each.name}_out" {form}\n'
+            f'      initial_state {{ name: "zeros" zero_data: true {form} }} }}'
+        )
+    size = sum(math.prod(each.shape) * each.dtype.itemsize for each in state)
+    return "\n".join(
+        [
+            f"# Written by accel. One sequence is one sampling run; it keeps {size} bytes.",
+            f'name: "{name}"',
+            'backend: "onnxruntime"',
+            "# The batch is part of every shape: what is batched are the samples of one run.",
+            "max_batch_size: 0",
+            "input [",
+            ",\n".join(specs[0]),
+            "]",
+            "output [",
+            ",\n".join(specs[1]),
+            "]",
+            "sequence_batching {",
+            f"  oldest {{ max_candidate_sequences: {sequences} }}",
+            "  state [",
+            ",\n".join(kept),
+            "  ]",
+            "}",
+            "",
+        ]
+    )
+
+
+def _form(dtype: torch.dtype, shape: Sequence[Any]) -> str:
+    # The server has no tensors of rank 0.
+    sizes = ", ".join(map(str, shape or (1,)))
+    return f"data_type: {SERVER_TYPES[dtype]} dims: [ {sizes} ]"

@@ -1,0 +1,55 @@
+"""What Inductor makes of rewritten graphs."""
+
+from __future__ import annotations
+
+import accel
+import pytest
+import torch
+from accel.tests.models import dit, noise
+from accel.tests.zoo import ENTRIES
+from accel.tests.zoo.parts import step_inputs, tensors
+
+
+@torch.no_grad()
+def test_operands_whose_layout_inductor_chooses() -> None:
+    """AceStep hands its blocks a transposed convolution that was made contiguous."""
+    entry = ENTRIES["AceStepTransformer1DModel"]
+    model = entry.build()
+    options = {"pade": {"schedule": [0, 1, 2, 9], "max_error": 1e9}}
+    fast = torch.compile(model, backend="accel", fullgraph=True, options=options)
+    plain = torch.compile(entry.build(), backend="accel", options={**options, "lowering": "eager"})
+    for step in range(4):
+        inputs = step_inputs(entry, step)
+        expected = plain(**inputs) if step == 3 else model(**inputs)
+        if step < 3:
+            plain(**inputs)
+        for one, other in zip(tensors(fast(**inputs)), tensors(expected), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    assert accel.stats(fast).predicted_steps == 1
+
+
+@torch.no_grad()
+def test_a_pass_of_the_users_still_runs() -> None:
+    seen = []
+    compiled = torch.compile(dit(2), backend="accel")
+    with torch._inductor.config.patch(post_grad_custom_post_pass=seen.append):
+        compiled(noise(), timestep=torch.ones(2), class_labels=torch.tensor([1, 2]))
+    assert seen
+
+
+@pytest.mark.parametrize("pade", [{"schedule": "full"}, False])
+@torch.no_grad()
+def test_numbers_that_dynamo_leaves_free(pade: object) -> None:
+    """With dynamic=True a model's epsilons and scales are inputs; blocks are found all the same."""
+    entry = ENTRIES["AceStepTransformer1DModel"]
+    model = entry.build()
+    fast = torch.compile(
+        model, backend="accel", fullgraph=True, dynamic=True,
+        options={"pade": pade, "lowering": "eager"},
+    )  # fmt: skip
+    inputs = step_inputs(entry, 0)
+    for one, other in zip(tensors(fast(**inputs)), tensors(model(**inputs)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    report = accel.report_of(fast)
+    assert report.passes["outline"].matched
+    assert bool(report.passes["pade"].matched) == bool(pade)
