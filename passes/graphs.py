@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ __all__ = [
     "fake_mode",
     "fix_floats",
     "gather",
+    "graph_modules",
     "hint",
     "is_data_dependent",
     "is_model_state",
@@ -186,6 +187,15 @@ def add_placeholder(module: fx.GraphModule, name: str, value: Any) -> fx.Node:
         node = module.graph.placeholder(name)
     node.meta["example_value"] = value
     return node
+
+
+def graph_modules(module: fx.GraphModule) -> Iterator[fx.GraphModule]:
+    """A graph module and the branches that its graph refers to."""
+    yield module
+    for node in module.graph.find_nodes(op="get_attr"):
+        child = getattr(module, str(node.target), None)
+        if isinstance(child, fx.GraphModule):
+            yield from graph_modules(child)
 
 
 def submodule_name(module: torch.nn.Module, prefix: str) -> str:

@@ -26,6 +26,7 @@ from .graphs import (
     extract,
     fix_floats,
     gather,
+    graph_modules,
     is_model_state,
     live_ins,
     live_outs,
@@ -152,15 +153,6 @@ def _piece(graph: fx.Graph, block: Block) -> _Piece | Skip:
     return piece
 
 
-def _modules(module: fx.GraphModule) -> Iterator[fx.GraphModule]:
-    """A graph module and the branches that its graph refers to."""
-    yield module
-    for node in module.graph.find_nodes(op="get_attr"):
-        child = getattr(module, str(node.target), None)
-        if isinstance(child, fx.GraphModule):
-            yield from _modules(child)
-
-
 @dataclass(frozen=True)
 class OutlinePass:
     """Replace isomorphic blocks by calls of one subgraph."""
@@ -174,7 +166,7 @@ class OutlinePass:
         matched: list[str] = []
         skipped: list[Skip] = []
         calls = 0
-        for part in list(_modules(module)):
+        for part in list(graph_modules(module)):
             for parent, pieces, refused in self._groups(part.graph):
                 skipped += refused
                 for group in pieces:

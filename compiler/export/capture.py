@@ -13,11 +13,13 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map_only
 
 from ...kernels.errors import EngineError, ExportError, first_line
+from ...kernels.exports import EXPORT_BODIES
 from ...passes import PassResult
 from ...passes.base import Program
 from ...passes.graphs import (
     copy_module,
     fake_mode,
+    graph_modules,
     hint,
     is_model_state,
     mark_inputs,
@@ -174,6 +176,7 @@ def _trace(
         seen["guards"] = [guard for guard in guards if guard.free_symbols]
         seen["ranges"] = {str(s): limits for s, limits in shapes.var_to_range.items()}
         seen["program"], seen["results"] = rewrite(_one_node_a_size(module), options, left_out)
+        _put_export_bodies(seen["program"].module)
 
         def call(*inputs: Any) -> Any:
             seen["inputs"], seen["outputs"] = inputs, module.forward(*inputs)
@@ -307,6 +310,15 @@ def _one_node_a_size(module: fx.GraphModule) -> fx.GraphModule:
             node.replace_all_uses_with(first.setdefault(str(value_of(node)), node))
     module.recompile()
     return module
+
+
+def _put_export_bodies(module: fx.GraphModule) -> None:
+    """Bodies of plain torch in the place of accel's own operators; see `kernels.exports`."""
+    for part in graph_modules(module):
+        for node in part.graph.nodes:
+            if node.target in EXPORT_BODIES:
+                node.target = EXPORT_BODIES[node.target]
+        part.recompile()
 
 
 def _example(node: fx.Node) -> Tensor:
