@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,10 +46,18 @@ def write(program: torch.export.ExportedProgram, manifest: Manifest, path: Path)
         raise ExportError(
             f"AOTInductor can't compile the rewritten graph: {first_line(error)}"
         ) from error
-    with zipfile.ZipFile(path, "a") as archive:
-        root = archive.namelist()[0].split("/")[0]
+    # Anew, without the C++ sources that the machine code was made from: nothing reads them.
+    package = path.with_name(path.name + ".torch")
+    path.rename(package)
+    with zipfile.ZipFile(package) as source, zipfile.ZipFile(path, "w") as archive:
+        root = source.namelist()[0].split("/")[0]
+        for entry in source.infolist():
+            if not entry.filename.endswith(".cpp"):
+                with source.open(entry) as old, archive.open(entry, "w") as new:
+                    shutil.copyfileobj(old, new)
         archive.writestr(f"{root}/extra/{MANIFEST}", manifest.write())
         archive.comment = b"?" * (len(SEAL) + DIGEST)
+    package.unlink()
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size - len(SEAL) - DIGEST)
     seal(path, SEAL)
