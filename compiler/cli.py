@@ -145,6 +145,7 @@ def _application() -> Any:
         pade: bool = True,
         serve: Path = repository_path,
         steps: int = 20,
+        free_sizes: bool = True,
     ) -> None:
         """Write a model as an engine, or with --serve for NVIDIA's Triton inference server.
 
@@ -167,7 +168,7 @@ def _application() -> Any:
             console.print(f"written: {written}", markup=False)
             return
         with console.status(f"exporting {type(model).__name__} to {path}"):
-            engine = write(model, args, kwargs, path=path, options=options)
+            engine = write(model, args, kwargs, path=path, options=options, free_sizes=free_sizes)
         for record in engine.manifest.passes:
             done = "; ".join(record.matched) or "nothing"
             console.print(f"{record.name}: {done}", markup=False)

@@ -36,12 +36,14 @@ def export(
     *,
     path: str | os.PathLike[str],
     options: Options | Mapping[str, Any] | None = None,
+    free_sizes: bool = True,
 ) -> Engine:
     """Write `model` with its skip branch as one file, and load it.
 
-    args, kwargs: example inputs; every size above 1 that the model leaves free stays free, other
-    values are fixed. path: ends in ".onnx" (needs the extra `onnx`) or ".pt2" (AOTInductor,
-    compiled for this machine). options: as for the backend, but for `lowering`.
+    args, kwargs: example inputs. free_sizes: every size above 1 that the model leaves free stays
+    free (else all are fixed; some models can be translated only then). path: ends in ".onnx" (needs
+    the extra `onnx`) or ".pt2" (AOTInductor, compiled for this machine). options: as for the
+    backend, but for `lowering`.
     Raises ExportError if the model can't be captured whole, the format can't hold it, or the engine
     computes something else on the example inputs than the model; then no file is left behind. What
     a pass did not do is in `engine.manifest.passes`.
@@ -54,7 +56,7 @@ def export(
             f"lowering {parsed.lowering!r} is for torch.compile; an engine is compiled by what its "
             "format stands for"
         )
-    captured = capture(model, args, kwargs or {}, parsed, form.LEFT_OUT)
+    captured = capture(model, args, kwargs or {}, parsed, form.LEFT_OUT, free=free_sizes)
     program = exported_program(captured)
     manifest = manifest_of(model, captured, program, parsed, form.versions())
     # Written beside its place, and moved there once it is whole and loads.

@@ -243,6 +243,16 @@ def test_one_branch_and_weights_once(files: dict[str, Path]) -> None:
     assert all(len(tensor.raw_data) < 1000 for g in branches for tensor in g.initializer)
 
 
+def test_fixed_sizes(tmp_path: Path) -> None:
+    args, kwargs = example()
+    engine = accel.export(dit(2), args, kwargs, path=tmp_path / "a.onnx", free_sizes=False)
+    assert engine.manifest.symbols == {}
+    engine(*args, **kwargs)
+    kwargs = {name: value[:1] for name, value in kwargs.items()}
+    with pytest.raises(EngineError, match=r"has to be float32 \[2, 2, 8, 8\]"):
+        engine(args[0][:1], **kwargs)
+
+
 def test_an_engine_in_reports(engine: Engine) -> None:
     with pytest.raises(AccelError, match=r"engine\.manifest\.passes"):
         accel.report_of(engine)
