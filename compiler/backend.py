@@ -12,7 +12,7 @@ from torch import fx
 
 from ..passes.base import PassResult
 from ..passes.graphs import is_model_state, value_of
-from .lowering import lower
+from .lowering import LEFT_OUT, check_lowering, lower
 from .options import Options, parse_options
 from .pipeline import rewrite
 from .runtime import PadeGraph
@@ -69,7 +69,9 @@ def accel_backend(
     Raises OptionError before anything is compiled.
     """
     parsed = parse_options(options)
-    program, results = rewrite(module, parsed)
+    check_lowering(parsed.lowering)
+    program, results = rewrite(module, parsed, LEFT_OUT.get(parsed.lowering))
+    check_lowering(parsed.lowering, program.training)
     config = torch._inductor.list_mode_options(mode) if mode and mode != "default" else None
     function = lower(program.module, parsed.lowering, program.training, config)
     placeholders = module.graph.find_nodes(op="placeholder")

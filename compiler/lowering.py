@@ -8,9 +8,24 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..kernels.errors import OptionError
 from ..passes.graphs import value_of
+from .extras import optional
+from .partitions import Partition, partitioned
 
-__all__ = ["lower"]
+__all__ = ["LEFT_OUT", "check_lowering", "lower"]
+
+# Passes whose result a lowering can't take, and why.
+LEFT_OUT = {"tensorrt": {"outline": "torch_tensorrt has no converter for calls of subgraphs"}}
+
+
+def check_lowering(lowering: str, training: bool = False) -> None:
+    """Raise before anything is compiled if a lowering's package is missing or does not fit."""
+    if lowering != "tensorrt":
+        return
+    if training:
+        raise OptionError("lowering 'tensorrt' is for inference; call the model under no_grad")
+    optional("torch_tensorrt", "tensorrt")
 
 
 def lower(
@@ -19,7 +34,7 @@ def lower(
     training: bool = False,
     config: Mapping[str, Any] | None = None,
 ) -> Callable[..., Any]:
-    """A callable for `module`, compiled by Inductor, or the module itself ("eager").
+    """A callable for `module`, compiled by Inductor or TensorRT, or the module itself ("eager").
 
     training: whether gradients flow through the graph; shared subgraphs then need AOTAutograd also
     where nothing is compiled. config: Inductor's own settings, as `torch.compile(mode=...)` implies
@@ -33,6 +48,8 @@ def lower(
 
         differentiable: Any = aot_eager(module, fakes)
         return differentiable
+    if lowering == "tensorrt":
+        return partitioned(module, _tensorrt_part)
     from torch._higher_order_ops.invoke_subgraph import NestedCompileRegionOptions
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.decomposition import select_decomp_table
@@ -51,4 +68,11 @@ def lower(
     with torch._functorch.config.patch(donated_buffer=False):
         settings = {**inductor_settings(), **(config or {})}
         compiled: Any = compile_fx(module, fakes, config_patches=settings)
+    return compiled
+
+
+def _tensorrt_part(part: Partition) -> Callable[..., Any]:
+    """As `torch.compile(backend="torch_tensorrt")` compiles a graph."""
+    compile_graph: Any = torch._dynamo.lookup_backend("torch_tensorrt")
+    compiled: Callable[..., Any] = compile_graph(part.module, part.examples())
     return compiled

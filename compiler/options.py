@@ -15,7 +15,7 @@ from .schedule import PRESETS, Schedule, parse_schedule
 
 __all__ = ["Options", "PadeOptions", "parse_options"]
 
-LOWERINGS = ("inductor", "eager")
+LOWERINGS = ("inductor", "eager", "tensorrt")
 Config = TypeVar("Config")
 
 
@@ -75,7 +75,8 @@ class Options:
     pade: True, False, or the pass's own options. True by default: it applies to inference graphs
         with a block stack and a timestep.
     outline: compile equal blocks once.
-    lowering: what compiles the rewritten graph; "eager" runs it as it is, for debugging.
+    lowering: what compiles the rewritten graph: "inductor"; "eager" (debugging) runs it as it is;
+        "tensorrt" hands its parts to torch_tensorrt and keeps the choice between them in torch.
     verify: check every rewritten graph in depth (fake execution) rather than in form only.
     """
 

@@ -13,7 +13,9 @@ from ..kernels.errors import AccelError, OptionError
 from ..passes import PASSES, PassResult, Skip
 from .backend import compiled_graphs
 from .export.engine import Engine
+from .lowering import LEFT_OUT
 from .options import Options, parse_options
+from .partitions import partitions
 from .pipeline import rewrite
 from .runtime import graphs_of
 from .schedule import Auto
@@ -25,10 +27,14 @@ __all__ = ["GraphReport", "PassReport", "Report", "Stats", "explain", "report_of
 
 @dataclass(frozen=True)
 class GraphReport:
-    """One captured graph: the calls in it before, and what each pass did."""
+    """One captured graph: the calls in it before, and what each pass did.
+
+    partitions: what would be handed to TensorRT, where that is asked for.
+    """
 
     calls: int
     results: tuple[PassResult, ...]
+    partitions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,9 @@ class Report:
             if name == "pade" and report.matched:
                 lines.append("  " + self._saving())
             lines += [f"  not applied: {skip}" for skip in report.skipped]
+        for graph in self.graphs:
+            if graph.partitions:
+                lines.append(f"for TensorRT: {', '.join(graph.partitions)}")
         return "\n".join(lines)
 
     def _saving(self) -> str:
@@ -111,9 +120,10 @@ def explain(
     graphs: list[GraphReport] = []
 
     def collect(module: torch.fx.GraphModule, example_inputs: list[Any]) -> Any:
-        _, results = rewrite(module, parsed)
+        program, results = rewrite(module, parsed, LEFT_OUT.get(parsed.lowering))
         calls = sum(node.op.startswith("call") for node in module.graph.nodes)
-        graphs.append(GraphReport(calls, results))
+        parts = partitions(program.module) if parsed.lowering == "tensorrt" else []
+        graphs.append(GraphReport(calls, results, tuple(map(str, parts))))
         return module.forward
 
     original = getattr(model, "_orig_mod", model)
