@@ -7,10 +7,27 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
-
-from ..passes.graphs import hint
+from torch._inductor.lowering import constrain_to_fake_tensor, register_lowering
+from torch._inductor.virtualized import V
 
 __all__ = ["inductor_settings"]
+
+# Stands in Inductor's graphs only, between its passes and its code generation. (Its own operator
+# for this, inductor_force_stride_order, ties free sizes to their first values.)
+_library = torch.library.Library("accel", "FRAGMENT")
+_library.define("settle(Tensor x) -> Tensor")
+
+
+@torch.library.register_fake("accel::settle", lib=_library)
+def _(x: Tensor) -> Tensor:
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
+
+
+@register_lowering(torch.ops.accel.settle.default, type_promotion_kind=None)
+def _lower_settle(x: Any) -> Any:
+    operand: Any = V.graph.current_node.args[0]
+    x.realize()
+    return constrain_to_fake_tensor(x, operand.meta["val"])
 
 
 class _SettleOperands(CustomGraphPass):
@@ -48,12 +65,8 @@ def _in_order(graph: fx.Graph, branch: fx.Node, operand: Any) -> Any:
     value = operand.meta.get("val") if isinstance(operand, fx.Node) else None
     if not isinstance(value, Tensor) or operand.op == "placeholder":
         return operand
-    # Inductor reads off the order only, and the strides may be symbols.
-    order = [hint(stride) for stride in value.stride()]
     with graph.inserting_before(branch):
-        settled = graph.call_function(
-            torch.ops.prims.inductor_force_stride_order.default, (operand, order)
-        )
+        settled = graph.call_function(torch.ops.accel.settle.default, (operand,))
     settled.meta = dict(operand.meta)
     return settled
 
