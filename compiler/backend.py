@@ -69,7 +69,6 @@ def accel_backend(
     Raises OptionError before anything is compiled.
     """
     parsed = parse_options(options)
-    check_lowering(parsed.lowering)
     program, results = rewrite(module, parsed, LEFT_OUT.get(parsed.lowering))
     check_lowering(parsed.lowering, program.training)
     config = torch._inductor.list_mode_options(mode) if mode and mode != "default" else None

@@ -19,7 +19,7 @@ __all__ = ["LEFT_OUT", "check_lowering", "lower"]
 LEFT_OUT = {"tensorrt": {"outline": "torch_tensorrt has no converter for calls of subgraphs"}}
 
 
-def check_lowering(lowering: str, training: bool = False) -> None:
+def check_lowering(lowering: str, training: bool) -> None:
     """Raise before anything is compiled if a lowering's package is missing or does not fit."""
     if lowering != "tensorrt":
         return

@@ -62,11 +62,14 @@ def to_program(
 def manifest_of(
     model: nn.Module,
     captured: Captured,
-    program: torch.export.ExportedProgram,
+    program: torch.export.ExportedProgram | None,
     options: Options,
     versions: Mapping[str, str],
 ) -> Manifest:
-    """What the engine has to know. Shapes are those of `program`, where it fixed more sizes."""
+    """What the engine has to know. Shapes are those of `program`, where it fixed more sizes.
+
+    program: of the captured step; None where all sizes are fixed anyway.
+    """
     parameters = inspect.signature(model.forward).parameters.values()
     inputs = _inputs(captured, program)
     count = len(captured.paths)
@@ -123,10 +126,15 @@ def _spec(name: str, path: Path, node: fx.Node) -> TensorSpec:
     return TensorSpec(name, path, tuple(map(size_of, value.shape)), name_of(value.dtype))
 
 
-def _inputs(captured: Captured, program: torch.export.ExportedProgram) -> tuple[TensorSpec, ...]:
+def _inputs(
+    captured: Captured, program: torch.export.ExportedProgram | None
+) -> tuple[TensorSpec, ...]:
     """The specification of every input, fixed sizes included."""
     names = [_name(path) for path in captured.paths]
     names += [node.name for node in captured.nodes[len(names) :]]
+    if program is None:
+        paths = [*captured.paths, *[()] * (len(names) - len(captured.paths))]
+        return tuple(map(_spec, names, paths, captured.nodes))
     nodes = {node.name: node for node in program.graph.find_nodes(op="placeholder")}
     found = []
     for index, name in enumerate(program.graph_signature.user_inputs):

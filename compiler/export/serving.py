@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,12 +25,14 @@ from torch import Tensor, nn
 from ...kernels.errors import ExportError, OptionError
 from ...kernels.predictors import judged
 from ...passes.pade import StackState
+from ..extras import optional
 from ..options import Options, PadeOptions, parse_options
 from ..runtime import sample_times
 from . import onnx_file
 from .capture import Captured, capture
-from .manifest import Manifest
+from .manifest import Manifest, dtype_of
 from .program import manifest_of, to_program
+from .trial import try_out
 
 __all__ = ["export_repository"]
 
@@ -208,10 +211,18 @@ def export_repository(
     if not (isinstance(sequences, int) and sequences >= 1):
         raise OptionError(f"sequences is {sequences!r}; it has to be a whole number from 1")
     name = name or type(model).__name__
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise OptionError(f"name {name!r} can't be a directory's: letters, digits, '_', '-', '.'")
     target = Path(path) / name
     if target.exists():
         raise ExportError(f"{target} is there already; name another directory or remove it")
     captured = capture(model, args, kwargs or {}, parsed, onnx_file.LEFT_OUT, free=False)
+    device = captured.examples[0].device
+    if device.type != "cpu":
+        raise ExportError(
+            f"the model is on {device}; move it to the CPU to write it, the server chooses what "
+            "runs the file"
+        )
     if captured.program.state is None:
         declined = next(result for result in captured.results if result.name == "pade")
         raise ExportError(
@@ -222,8 +233,7 @@ def export_repository(
     with torch.no_grad():
         examples = (*captured.examples[: sequence.inputs], *(each.zeros() for each in state))
         program = to_program(sequence, examples)
-        plain = to_program(captured.step, captured.examples)
-    manifest = manifest_of(model, captured, plain, parsed, onnx_file.versions())
+    manifest = manifest_of(model, captured, None, parsed, onnx_file.versions())
     names = [each.name for each in state]
     inputs = [*(spec.name for spec in manifest.inputs), *names]
     outputs = [*(spec.name for spec in manifest.outputs), "accel_computed"]
@@ -234,10 +244,18 @@ def export_repository(
         written = Path(folder) / name
         (written / "1").mkdir(parents=True)
         about = dataclasses.replace(manifest, state=None)
-        onnx_file.convert(program, inputs, outputs, about, written / "1" / "model.onnx")
+        file = written / "1" / "model.onnx"
+        onnx_file.convert(program, inputs, outputs, about, file)
+        try_out(lambda: _first_step(file, sequence, examples), captured.expected)
         (written / "config.pbtxt").write_text(_configuration(name, manifest, state, sequences))
         os.replace(written, target)
     return target
+
+
+def _first_step(file: Path, sequence: SequenceStep, examples: Sequence[Tensor]) -> Sequence[Tensor]:
+    """What the file makes of the example inputs as a sequence begins: the model's own results."""
+    session = optional("onnxruntime", "onnx").InferenceSession(str(file))
+    return onnx_file.OnnxRunner(session)(*examples)[: sequence.outputs]
 
 
 def _configuration(
@@ -249,7 +267,7 @@ def _configuration(
         return f'  {{ name: "{name}" {_form(dtype, shape)} }}'
 
     specs = [
-        [tensor(spec.name, getattr(torch, spec.dtype), spec.shape) for spec in group]
+        [tensor(spec.name, dtype_of(spec.dtype), spec.shape) for spec in group]
         for group in (manifest.inputs, manifest.outputs)
     ]
     specs[1].append(tensor("accel_computed", torch.bool, (1,)))

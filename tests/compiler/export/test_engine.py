@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -241,6 +242,12 @@ def test_one_branch_and_weights_once(files: dict[str, Path]) -> None:
     branches = [a.g for node in model.graph.node if node.op_type == "If" for a in node.attribute]
     assert len(branches) == 2
     assert all(len(tensor.raw_data) < 1000 for g in branches for tensor in g.initializer)
+
+
+def test_no_sources_in_a_package(files: dict[str, Path]) -> None:
+    names = zipfile.ZipFile(files["pt2"]).namelist()
+    assert any(name.endswith(".so") for name in names)
+    assert not any(name.endswith(".cpp") for name in names)
 
 
 def test_fixed_sizes(tmp_path: Path) -> None:

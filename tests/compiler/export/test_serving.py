@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from accel import AccelError, ExportError, OptionError
+from accel.compiler.export import onnx_file
 from accel.compiler.export.serving import export_repository
 from accel.tests.models import dit, euler, noise, relative
 from torch import Tensor, nn
@@ -147,6 +148,7 @@ class Blockless(nn.Module):
     [
         ({"steps": 0}, OptionError, "whole number from 1 to 1000"),
         ({"sequences": 0}, OptionError, "sequences is 0"),
+        ({"name": "../elsewhere"}, OptionError, "can't be a directory's"),
         ({"options": {"pade": False}}, OptionError, "needs the Padé pass"),
         ({"options": {"pade": {"gate": {}}}}, OptionError, "without a gate"),
         ({"options": {"pade": {"schedule": [0, 30]}}}, OptionError, "has only 20 steps"),
@@ -162,6 +164,20 @@ def test_what_cannot_be_served(
     with pytest.raises(error, match=message):
         export_repository(model, (noise(),), kwargs, path=tmp_path / "there", **arguments)
     assert list(tmp_path.rglob("*")) == []
+
+
+def test_a_file_that_computes_something_else_is_not_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = onnx_file.OnnxRunner.__call__
+    monkeypatch.setattr(
+        onnx_file.OnnxRunner,
+        "__call__",
+        lambda runner, *tensors: [each * 2 for each in sound(runner, *tensors)],
+    )
+    with pytest.raises(ExportError, match=r"something else than the model .* error 5\.0e-01"):
+        export_repository(dit(2), (noise(),), EXAMPLE, path=tmp_path, steps=20)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_existing_directory_stays(repository: Path) -> None:

@@ -1,0 +1,39 @@
+"""Trying what was written: the translators have faults, and on the example inputs they show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ...kernels.errors import ExportError, first_line
+from ..trajectory import distance
+
+__all__ = ["try_out"]
+
+# Largest relative error: of 32 bits or more, and of fewer.
+TOLERANCE, LOW_TOLERANCE = 1e-3, 5e-2
+
+
+def try_out(run: Callable[[], Sequence[Tensor]], expected: Sequence[Tensor]) -> None:
+    """Raise ExportError unless `run` works and returns what the model did on the example inputs."""
+    try:
+        results = run()
+    except Exception as error:  # what runs the file raises errors of its own
+        raise ExportError(
+            f"what was written does not run on the example inputs: {first_line(error)}"
+        ) from error
+    for result, wanted in zip(results, expected, strict=True):
+        limit = TOLERANCE if wanted.dtype.itemsize >= 4 else LOW_TOLERANCE
+        # What the model itself leaves undefined says nothing about the file.
+        finite = torch.isfinite(wanted)
+        if result.shape == wanted.shape:
+            result, wanted = (torch.where(finite, each, 0).double() for each in (result, wanted))
+        apart = distance(result, wanted)
+        if apart > limit:
+            raise ExportError(
+                "what was written computes something else than the model on the example inputs "
+                f"(relative error {apart:.1e}); the fault is in what translates the graph, so no "
+                "file is left. Try the other format"
+            )
