@@ -198,10 +198,10 @@ def graph_modules(module: fx.GraphModule) -> Iterator[fx.GraphModule]:
             yield from graph_modules(child)
 
 
-def submodule_name(module: torch.nn.Module, prefix: str) -> str:
-    """A name starting with `prefix` that the module does not use yet."""
+def submodule_name(modules: Sequence[torch.nn.Module], prefix: str) -> str:
+    """A name starting with `prefix` that none of the modules uses yet."""
     index = 0
-    while hasattr(module, f"{prefix}_{index}"):
+    while any(hasattr(module, f"{prefix}_{index}") for module in modules):
         index += 1
     return f"{prefix}_{index}"
 

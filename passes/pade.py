@@ -261,8 +261,8 @@ class PadePass:
         """Put the branch in the place of `nodes`; its results, three for each stream."""
         graph = module.graph
         names = (
-            submodule_name(module, "accel_blocks"),
-            submodule_name(module, "accel_predict"),
+            submodule_name([module], "accel_blocks"),
+            submodule_name([module], "accel_predict"),
         )
         for name, branch in zip(names, branches, strict=True):
             setattr(module, name, branch)

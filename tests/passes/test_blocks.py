@@ -206,26 +206,3 @@ def test_a_changed_shape_is_refused() -> None:
     model = Timed()
     model.blocks = nn.ModuleList(Shrinks() for _ in range(3))
     assert "no residual partner" in reasons(report(model))
-
-
-@pytest.mark.parametrize("count", [2, 5])
-def test_outline_replaces_every_block(count: int) -> None:
-    found = report(Timed(count)).passes["outline"]
-    assert found.matched == (f"blocks ({count} blocks)",)
-    assert found.details[0] == {"calls": count, "subgraphs": 1}
-
-
-def test_outline_leaves_blocks_that_differ() -> None:
-    class Scaled(Mix):
-        def __init__(self, scale: float) -> None:
-            super().__init__()
-            self.scale = scale
-
-        def forward(self, x: Tensor) -> Tensor:
-            return x + self.linear(x) * self.scale
-
-    model = Timed()
-    model.blocks = nn.ModuleList([Scaled(0.1), Scaled(0.2), Scaled(0.3)])
-    found = report(model).passes["outline"]
-    assert not found.matched
-    assert "blocks differ" in str(found.skipped[0])
