@@ -8,13 +8,12 @@ inference and in training. Blocks inside a skip branch are outlined too.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils._pytree import tree_flatten
 
 from .base import PassResult, Program, Reason, Skip
@@ -96,36 +95,6 @@ def _returns_input(piece: _Piece) -> fx.Node | None:
     """An output that may share memory with an input, if there is one."""
     inside = set(piece.nodes)
     return next((node for node in piece.outputs if storage_root(node) not in inside), None)
-
-
-def _parts(outputs: Sequence[fx.Node]) -> set[fx.Node]:
-    """Outputs that are no memory of their own: slices, other orders, second names of one tensor.
-
-    Inductor (torch 2.13) reads a shared subgraph's output from where it begins in the tensor that
-    it is a slice of, although that offset is in its address already, and later writes over it.
-    """
-    parts, seen = set(), set()
-    for node in outputs:
-        value = value_of(node)
-        storage = value.untyped_storage()
-        whole = (
-            value.is_contiguous()
-            and statically_known_true(value.storage_offset() == 0)
-            and statically_known_true(value.numel() * value.element_size() == storage.nbytes())
-        )
-        if not whole or storage._cdata in seen:
-            parts.add(node)
-        seen.add(storage._cdata)
-    return parts
-
-
-def _copied(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    return graph.call_method("clone", (node,), {"memory_format": torch.contiguous_format})
-
-
-def _like_copy(value: Tensor) -> Tensor:
-    with value.fake_mode:
-        return value.clone(memory_format=torch.contiguous_format)
 
 
 def _longest_run(graph: fx.Graph, block: Block) -> list[fx.Node]:
@@ -238,15 +207,11 @@ class OutlinePass:
         for piece in group:
             rearranged = [node for node in live_ins(piece.nodes) if _settles(node)]
             settle(graph, piece.nodes, rearranged)
-        parts = _parts(first.outputs)
         body = extract(
             module,
             first.nodes,
             operands_of(first.nodes),
-            lambda body, mapping: [
-                _copied(body, mapping[node]) if node in parts else mapping[node]
-                for node in first.outputs
-            ],
+            lambda _, mapping: [mapping[n] for n in first.outputs],
         )
         setattr(module, attribute, body)
         for piece in group:
@@ -259,12 +224,8 @@ class OutlinePass:
                     # Read again: an earlier call may have replaced what this block reads.
                     (reference, attribute, *operands_of(piece.nodes)),
                 )
-            values = [
-                _like_copy(value_of(node)) if own in parts else value_of(node)
-                for node, own in zip(piece.outputs, first.outputs, strict=True)
-            ]
             call.meta = {
-                "example_value": tuple(values),
+                "example_value": tuple(value_of(node) for node in piece.outputs),
                 "nn_module_stack": piece.nodes[-1].meta.get("nn_module_stack"),
             }
             anchor = call
@@ -272,7 +233,7 @@ class OutlinePass:
             for index, output in enumerate(piece.outputs):
                 with graph.inserting_after(anchor):
                     anchor = graph.call_function(operator.getitem, (call, index))
-                anchor.meta = {"example_value": values[index]}
+                anchor.meta = {"example_value": value_of(output)}
                 for user in list(output.users):
                     if user not in inside and user is not anchor:
                         user.replace_input_with(output, anchor)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import accel
-import pytest
 import torch
 from torch import Tensor, nn
 
