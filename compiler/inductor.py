@@ -91,7 +91,7 @@ class _SettleSubgraphs(CustomGraphPass):
         if self.earlier is not None:
             self.earlier(graph)
         for branch in _calls(graph, torch.ops.higher_order.cond):
-            *_, operands = branch.args
+            operands: Any = branch.args[-1]
             settled = [_in_order(graph, branch, operand) for operand in operands]
             branch.args = (*branch.args[:-1], tuple(settled))
         for call in _calls(graph, torch.ops.higher_order.invoke_subgraph):
@@ -126,12 +126,12 @@ def _own_results(subgraph: fx.GraphModule) -> None:
     graph = subgraph.graph
     output = graph.output_node()
     results: Any = output.args[0]
-    places = [i for i, node in enumerate(results)
-              if isinstance(node, fx.Node) and isinstance(node.meta.get("val"), Tensor)]  # fmt: skip
+    values = [node.meta.get("val") if isinstance(node, fx.Node) else None for node in results]
+    places = [place for place, value in enumerate(values) if isinstance(value, Tensor)]
     owned = list(results)
     with graph.inserting_before(output):
         own = graph.call_function(torch.ops.accel.own.default, ([results[i] for i in places],))
-        own.meta["val"] = [results[place].meta["val"] for place in places]
+        own.meta["val"] = [values[place] for place in places]
         for index, place in enumerate(places):
             owned[place] = graph.call_function(operator.getitem, (own, index))
             owned[place].meta = dict(results[place].meta)
