@@ -10,6 +10,7 @@ from .compiler.gate import Gate
 from .compiler.options import Options, PadeOptions
 from .compiler.report import Report, Stats, explain, report_of, stats, trajectory
 from .kernels.errors import AccelError, EngineError, ExportError, OptionError
+from .kernels.omnisparse import omnisparse_attention
 
 __all__ = [
     "AccelError",
@@ -25,6 +26,7 @@ __all__ = [
     "explain",
     "export",
     "load",
+    "omnisparse_attention",
     "report_of",
     "stats",
     "trajectory",

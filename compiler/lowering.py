@@ -16,7 +16,12 @@ from .partitions import Partition, partitioned
 __all__ = ["LEFT_OUT", "check_lowering", "lower"]
 
 # Passes whose result a lowering can't take, and why.
-LEFT_OUT = {"tensorrt": {"outline": "torch_tensorrt has no converter for calls of subgraphs"}}
+LEFT_OUT = {
+    "tensorrt": {
+        "omnisparse": "torch_tensorrt has no converter for its operators",
+        "outline": "torch_tensorrt has no converter for calls of subgraphs",
+    }
+}
 
 
 def check_lowering(lowering: str, training: bool) -> None:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..kernels.errors import OptionError
+from ..kernels.omnisparse import Choice
 from ..kernels.predictors import resolve
 from .gate import Gate
 from .schedule import PRESETS, Schedule, parse_schedule
 
-__all__ = ["Options", "PadeOptions", "parse_options"]
+__all__ = ["OmniSparseOptions", "Options", "PadeOptions", "parse_options"]
 
 LOWERINGS = ("inductor", "eager", "tensorrt")
 Config = TypeVar("Config")
@@ -69,11 +70,24 @@ class PadeOptions:
 
 
 @dataclass(frozen=True)
+class OmniSparseOptions(Choice):
+    """Options of the OmniSparse pass: those of a selection, and the fewest keys that it is for."""
+
+    minimum: int = 1024
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.minimum < 0:
+            raise OptionError(f"minimum is {self.minimum}; it can't be negative")
+
+
+@dataclass(frozen=True)
 class Options:
     """Options of `torch.compile(model, backend="accel", options=...)`.
 
     pade: True, False, or the pass's own options. True by default: it applies to inference graphs
         with a block stack and a timestep.
+    omnisparse: True, False, or the pass's own options. False by default: attention stays exact.
     outline: compile equal blocks once.
     lowering: what compiles the rewritten graph: "inductor"; "eager" (debugging) runs it as it is;
         "tensorrt" hands its parts to torch_tensorrt and keeps the choice between them in torch.
@@ -81,6 +95,7 @@ class Options:
     """
 
     pade: PadeOptions | Mapping[str, Any] | bool = True
+    omnisparse: OmniSparseOptions | Mapping[str, Any] | bool = False
     outline: bool = True
     lowering: str = "inductor"
     verify: bool = False
@@ -90,6 +105,13 @@ class Options:
             object.__setattr__(self, "pade", _build(PadeOptions, self.pade, "pade"))
         if not isinstance(self.pade, (PadeOptions, bool)):
             raise OptionError(f"pade is {self.pade!r}; it has to be True, False or a dict")
+        if isinstance(self.omnisparse, Mapping):
+            built = _build(OmniSparseOptions, self.omnisparse, "omnisparse")
+            object.__setattr__(self, "omnisparse", built)
+        if not isinstance(self.omnisparse, (OmniSparseOptions, bool)):
+            raise OptionError(
+                f"omnisparse is {self.omnisparse!r}; it has to be True, False or a dict"
+            )
         for name in ("outline", "verify"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"{name} is {getattr(self, name)!r}; it has to be True or False")
@@ -102,6 +124,13 @@ class Options:
         if isinstance(self.pade, PadeOptions):
             return self.pade
         return PadeOptions() if self.pade else None
+
+    @property
+    def omnisparse_options(self) -> OmniSparseOptions | None:
+        """The OmniSparse pass's options, or None where it is off."""
+        if isinstance(self.omnisparse, OmniSparseOptions):
+            return self.omnisparse
+        return OmniSparseOptions() if self.omnisparse else None
 
 
 def _build(kind: type[Config], values: Any, where: str) -> Config:

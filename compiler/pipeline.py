@@ -12,6 +12,7 @@ from ..kernels.predictors import resolve
 from ..passes import (
     PASSES,
     GraphPass,
+    OmniSparsePass,
     OutlinePass,
     PadePass,
     PassResult,
@@ -29,8 +30,9 @@ log = logging.getLogger("accel")
 
 def configured_passes(options: Options) -> dict[str, GraphPass | None]:
     """The passes in their order; None for one that is turned off."""
-    pade = options.pade_options
+    pade, sparse = options.pade_options, options.omnisparse_options
     available: dict[str, GraphPass | None] = {
+        "omnisparse": OmniSparsePass(sparse, sparse.minimum) if sparse else None,
         "pade": PadePass(resolve(pade.predictor)) if pade else None,
         "outline": OutlinePass() if options.outline else None,
     }

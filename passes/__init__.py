@@ -1,6 +1,7 @@
 """The passes. Each is one file with one job; `PASSES` is the order in which they run."""
 
 from .base import GraphPass, PassResult, Program, Reason, Skip
+from .omnisparse import OmniSparsePass
 from .outline import OutlinePass
 from .pade import PadePass, StackState
 from .verify import verify
@@ -8,6 +9,7 @@ from .verify import verify
 __all__ = [
     "PASSES",
     "GraphPass",
+    "OmniSparsePass",
     "OutlinePass",
     "PadePass",
     "PassResult",
@@ -18,5 +20,6 @@ __all__ = [
     "verify",
 ]
 
-# Outlining comes last: the others read single operations, which it hides in subgraphs.
-PASSES = ("pade", "outline")
+# Attention comes first, while all of it is in one graph. Outlining comes last: the others read
+# single operations, which it hides in subgraphs.
+PASSES = ("omnisparse", "pade", "outline")

@@ -26,6 +26,11 @@ class Reason(enum.Enum):
     NOT_ISOMORPHIC = "blocks differ"
     FORMAT = "the file format can't hold it"
     BROKEN = "failed verification"
+    NO_ATTENTION = "no attention"
+    ATTENTION_FORM = "attention of another form"
+    MASK = "a mask"
+    SHORT = "a short sequence"
+    DEVICE = "no kernel for the device"
     UNSUPPORTED_VALUE = "a value that cannot cross the region's border"
 
 

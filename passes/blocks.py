@@ -94,6 +94,8 @@ def flops(node: fx.Node) -> int:
     if node.op not in ("call_function", "call_method") or len(inputs) < 2:
         return 0
     name, result = call_name(node), value_of(node)
+    if name.startswith("omnisparse_attend"):
+        result = result[0]  # the other is its log-sum-exp
     if not isinstance(result, torch.Tensor):
         return 0
     left, right = ([hint(size) for size in value_of(n).shape] for n in inputs[:2])
@@ -102,7 +104,7 @@ def flops(node: fx.Node) -> int:
         return 2 * size * (left[-1] if left else 1)
     if name in ("addmm", "baddbmm"):
         return 2 * size * right[-1]
-    if name == "scaled_dot_product_attention" or "attention" in name:
+    if "attention" in name or name.startswith("omnisparse_attend"):
         return 4 * size * right[-2]
     if name.startswith("conv"):
         return 2 * size * math.prod(right[1:])

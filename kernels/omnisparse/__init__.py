@@ -1,6 +1,6 @@
 """OmniSparse attention: which keys and queries matter, and attention over them."""
 
 from .op import omnisparse_attention
-from .selection import Selection
+from .selection import Choice, Selection
 
-__all__ = ["Selection", "omnisparse_attention"]
+__all__ = ["Choice", "Selection", "omnisparse_attention"]

@@ -156,7 +156,7 @@ def omnisparse_attention(
     fit, and on other devices than a CPU: there is no kernel for them yet.
     """
     choice = Choice(recall, heads, window, sinks, span, locality)
-    _check(query, key, value, is_causal, choice)
+    _check(query, key, value, is_causal)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     return attend_with_selection(query, key, value, is_causal, scale, choice)[0]
 
@@ -175,7 +175,7 @@ def attend_with_selection(
     return output, Selection(*chosen)
 
 
-def _check(query: Tensor, key: Tensor, value: Tensor, is_causal: bool, choice: Choice) -> None:
+def _check(query: Tensor, key: Tensor, value: Tensor, is_causal: bool) -> None:
     shapes = f"query {list(query.shape)}, key {list(key.shape)}, value {list(value.shape)}"
     if not query.dim() == key.dim() == value.dim() == 4 or key.shape != value.shape:
         raise OptionError(
@@ -199,14 +199,3 @@ def _check(query: Tensor, key: Tensor, value: Tensor, is_causal: bool, choice: C
         raise OptionError(
             f"the tensors are on {', '.join(sorted(devices))}; so far this runs on a CPU only"
         )
-    for name, share in (("recall", choice.recall), ("locality", choice.locality)):
-        if not 0 < share <= 1:
-            raise OptionError(f"{name} is {share}; needed is a share in (0, 1]")
-    if not 0 <= choice.heads <= 1:
-        raise OptionError(f"heads is {choice.heads}; needed is a quantile in [0, 1]")
-    if choice.window < 0 or choice.sinks < 0:
-        raise OptionError(
-            f"window is {choice.window} and sinks {choice.sinks}; neither can be negative"
-        )
-    if not 0 <= choice.span[0] <= choice.span[1]:
-        raise OptionError(f"span is {choice.span}; needed is 0 <= start <= stop")

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..errors import OptionError
+
 __all__ = ["TILE", "Choice", "Selection", "neighbourhood", "select"]
 
 TILE = 128  # queries that share a neighbourhood, and rows of a kernel's tile
@@ -52,6 +54,7 @@ class Choice:
     span: [start, stop) of the queries that may be lazy; empty by default.
     locality: a query of the span is lazy if its neighbourhood and the sinks hold at least this
     share of its attention, in every head of its group.
+    Raises OptionError for values out of range.
     """
 
     recall: float = 0.95
@@ -60,6 +63,19 @@ class Choice:
     sinks: int = 4
     span: tuple[int, int] = (0, 0)
     locality: float = 0.95
+
+    def __post_init__(self) -> None:
+        for name, share in (("recall", self.recall), ("locality", self.locality)):
+            if not 0 < share <= 1:
+                raise OptionError(f"{name} is {share}; needed is a share in (0, 1]")
+        if not 0 <= self.heads <= 1:
+            raise OptionError(f"heads is {self.heads}; needed is a quantile in [0, 1]")
+        if self.window < 0 or self.sinks < 0:
+            raise OptionError(
+                f"window is {self.window} and sinks {self.sinks}; neither can be negative"
+            )
+        if len(self.span) != 2 or not 0 <= self.span[0] <= self.span[1]:
+            raise OptionError(f"span is {self.span}; needed is 0 <= start <= stop")
 
 
 def neighbourhood(

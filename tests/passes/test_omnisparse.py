@@ -1,0 +1,125 @@
+"""The OmniSparse pass: what it replaces, what it leaves alone, and that it trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import accel
+import pytest
+import torch
+from accel.tests.models import dit, euler, noise, relative
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+EAGER = {"lowering": "eager", "verify": True}
+
+
+def labels() -> Tensor:
+    return torch.tensor([1, 2])
+
+
+@pytest.mark.parametrize("pade", [False, {"schedule": [0, 1, 2, 9], "max_error": 1e9}])
+@torch.no_grad()
+def test_everything_kept_is_the_plain_model(pade: Any) -> None:
+    """Every attention of a DiT, inside shared subgraphs and in a branch."""
+    model = dit(3)
+    options = {**EAGER, "pade": pade, "omnisparse": {"recall": 1.0, "minimum": 16}}
+    fast = torch.compile(model, backend="accel", fullgraph=True, options=options)
+    start = noise()
+    got = euler(fast, start, labels(), times=[1.0, 0.9, 0.8])
+    for one, other in zip(got, euler(model, start, labels(), times=[1.0, 0.9, 0.8]), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    passes = accel.report_of(fast).passes
+    assert len(passes["omnisparse"].matched) == 3
+    assert passes["outline"].matched
+    assert bool(passes["pade"].matched) == bool(pade)
+
+
+@torch.no_grad()
+def test_inductor() -> None:
+    """A small recall, so that the sparse way is taken."""
+    model = dit(2)
+    options = {"pade": False, "omnisparse": {"recall": 0.2, "window": 0, "minimum": 400}}
+    fast = torch.compile(model, backend="accel", fullgraph=True, options=options)
+    plain = torch.compile(model, backend="accel", options={**options, "lowering": "eager"})
+    for batch in (2, 3):
+        inputs = noise(batch, size=40)
+        settings = {"timestep": torch.ones(batch), "class_labels": torch.arange(batch)}
+        got, wanted = fast(inputs, **settings).sample, plain(inputs, **settings).sample
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+        assert relative(got, model(inputs, **settings).sample) > 1e-6
+
+
+class Attend(nn.Module):
+    """One attention call, as asked."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        self.settings = settings
+        self.project = nn.Linear(16, 48)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        query, key, value = self.project(x).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+        settings = self.settings if mask is None else {**self.settings, "attn_mask": mask}
+        return scaled_dot_product_attention(query, key, value, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "mask", "length", "reason"),
+    [
+        ({}, None, 1000, "a short sequence"),
+        ({"is_causal": True}, None, 1000, "1000 keys, fewer than minimum = 1024"),
+        ({}, torch.ones(1100, 1100, dtype=torch.bool), 1100, "a mask"),
+        ({"dropout_p": 0.1}, None, 1100, "dropout of 0.1"),
+    ],
+)
+def test_what_is_left_alone(
+    settings: dict[str, Any], mask: Tensor | None, length: int, reason: str
+) -> None:
+    found = accel.explain(
+        Attend(**settings), torch.randn(1, length, 16), mask, options={"omnisparse": True}
+    ).passes["omnisparse"]
+    assert not found.matched
+    assert reason in str(found.skipped[0])
+
+
+def test_models_without_attention_and_the_default() -> None:
+    inputs = torch.randn(2, 16)
+    found = accel.explain(nn.Linear(16, 16), inputs, options={"omnisparse": True})
+    assert "no attention" in str(found.passes["omnisparse"].skipped[0])
+    found = accel.explain(Attend(), torch.randn(1, 1100, 16))
+    assert "turned off" in str(found.passes["omnisparse"].skipped[0])
+
+
+@pytest.mark.parametrize(("lowering", "is_causal"), [("inductor", True), ("eager", False)])
+def test_training(lowering: str, is_causal: bool) -> None:
+    """Gradients are those of the same selection in plain torch."""
+    torch.manual_seed(0)
+    model, x = Attend(is_causal=is_causal), torch.randn(2, 1100, 16)
+    sparse: dict[str, Any] = {"recall": 0.3, "window": 16}
+    options = {"omnisparse": sparse, "lowering": lowering}
+    fast = torch.compile(model, backend="accel", fullgraph=True, options=options)
+    query, key, value = model.project(x).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+    wanted = accel.omnisparse_attention(query, key, value, is_causal=is_causal, **sparse)
+    dense = scaled_dot_product_attention(query, key, value, is_causal=is_causal)
+    got = fast(x)
+    torch.testing.assert_close(got, wanted)
+    assert relative(got, dense) > 1e-3
+    parameters = list(model.parameters())
+    gradients = torch.autograd.grad(got.square().sum(), parameters)
+    expected = torch.autograd.grad(wanted.square().sum(), parameters)
+    torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-4)
+    assert accel.report_of(fast).passes["omnisparse"].matched
+
+
+@torch.no_grad()
+def test_lengths_share_a_graph() -> None:
+    model = Attend(is_causal=True)
+    fast = torch.compile(
+        model, backend="accel", fullgraph=True, dynamic=True,
+        options={"omnisparse": {"recall": 1.0}, "lowering": "eager"},
+    )  # fmt: skip
+    for length in (1100, 1300, 2000):
+        x = torch.randn(1, length, 16)
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+    assert accel.stats(fast).recompiles == 0
