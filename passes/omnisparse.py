@@ -18,7 +18,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ..kernels.omnisparse import Choice
 from .base import PassResult, Program, Reason, Skip
-from .graphs import copy_module, fake_mode, graph_modules, hint, value_of
+from .graphs import call_name, copy_module, fake_mode, graph_modules, hint, value_of
+from .masks import mask_kind
 
 __all__ = ["OmniSparsePass"]
 
@@ -41,12 +42,14 @@ class OmniSparsePass:
         module, _ = copy_module(program.module)
         matched: list[str] = []
         skipped: list[Skip] = []
+        kinds: dict[fx.Node, str] = {}
         for part in list(graph_modules(module)):
             for node in part.graph.find_nodes(
                 op="call_function", target=scaled_dot_product_attention
             ):
                 arguments = {**DEFAULTS, **dict(zip(ORDER, node.args, strict=False)), **node.kwargs}
-                refused = self._refusal(node, arguments)
+                arguments |= _without_copies(arguments)
+                refused = self._refusal(node, arguments, kinds)
                 if refused is not None:
                     skipped.append(refused)
                     continue
@@ -61,8 +64,13 @@ class OmniSparsePass:
         result = PassResult(self.name, tuple(matched), tuple(skipped), details)
         return replace(program, module=module), result
 
-    def _refusal(self, node: fx.Node, arguments: dict[str, Any]) -> Skip | None:
-        """Why a call has to stay as it is."""
+    def _refusal(
+        self, node: fx.Node, arguments: dict[str, Any], kinds: dict[fx.Node, str]
+    ) -> Skip | None:
+        """Why a call has to stay as it is; else `arguments` says whether it is causal.
+
+        kinds: of the masks that were looked at; layers share them.
+        """
 
         def refuse(reason: Reason, detail: str) -> Skip:
             return Skip(reason, detail, node.name)
@@ -70,8 +78,6 @@ class OmniSparsePass:
         query, key, value = (value_of(arguments[name]) for name in ORDER[:3])
         if not all(isinstance(each, Tensor) and each.dim() == 4 for each in (query, key, value)):
             return refuse(Reason.ATTENTION_FORM, "not [batch, heads, tokens, width]")
-        if arguments["attn_mask"] is not None:
-            return refuse(Reason.MASK, "the mask is not known to be causal")
         if arguments["dropout_p"] != 0:
             return refuse(Reason.ATTENTION_FORM, f"dropout of {arguments['dropout_p']}")
         if not isinstance(arguments["is_causal"], bool):
@@ -88,6 +94,15 @@ class OmniSparsePass:
             return refuse(
                 Reason.SHORT, f"{hint(key.shape[2])} keys, fewer than minimum = {self.minimum}"
             )
+        mask = arguments["attn_mask"]
+        if mask is None:
+            return None
+        if mask not in kinds:
+            kinds[mask] = mask_kind(mask)  # takes time, so all other reasons come first
+        kind = kinds[mask]
+        if kind not in ("causal", "full") or arguments["is_causal"]:
+            return refuse(Reason.MASK, kind)
+        arguments["is_causal"] = kind == "causal"
         return None
 
     def _replace(self, graph: fx.Graph, node: fx.Node, arguments: dict[str, Any]) -> None:
@@ -115,6 +130,39 @@ class OmniSparsePass:
                     new.meta[name] = node.meta[name]
         node.replace_all_uses_with(output)
         graph.erase_node(node)
+
+
+def _without_copies(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Key and value as they were before their heads were repeated for the query heads.
+
+    transformers repeats them (`repeat_kv`): a new dimension, expanded and merged with the heads.
+    """
+    found = {}
+    for name in ("key", "value"):
+        merged = arguments[name]
+        source = _repeated(merged) if isinstance(merged, fx.Node) else None
+        if source is None:
+            return {}
+        found[name] = source
+    return found
+
+
+def _repeated(merged: fx.Node) -> fx.Node | None:
+    expanded = merged.all_input_nodes[0] if call_name(merged) in ("reshape", "flatten") else None
+    if expanded is None or call_name(expanded) != "expand":
+        return None
+    lifted = expanded.all_input_nodes[0]
+    if call_name(lifted) != "getitem" or not lifted.all_input_nodes:
+        return None
+    source = lifted.all_input_nodes[0]
+    before, between, after = (value_of(node) for node in (source, expanded, merged))
+    if not all(isinstance(each, Tensor) for each in (before, between, after)) or before.dim() != 4:
+        return None
+    batch, heads, tokens, width = before.shape
+    lifts = value_of(lifted).shape == (batch, heads, 1, tokens, width)
+    expands = between.dim() == 5 and between.shape[:2] == (batch, heads)
+    merges = after.shape == (batch, heads * between.shape[2], tokens, width)
+    return source if lifts and expands and merges else None
 
 
 def _call(graph: fx.Graph, function: Any, *arguments: Any) -> fx.Node:

@@ -7,6 +7,8 @@ from typing import Any
 import accel
 import pytest
 import torch
+from accel.kernels.omnisparse import op
+from accel.kernels.omnisparse.selection import select
 from accel.tests.models import dit, euler, noise, relative
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -48,6 +50,45 @@ def test_inductor() -> None:
         got, wanted = fast(inputs, **settings).sample, plain(inputs, **settings).sample
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
         assert relative(got, model(inputs, **settings).sample) > 1e-6
+
+
+def llama() -> nn.Module:
+    """transformers' Llama: two layers, four query heads on two key heads."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "vocab_size": 64}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(**sizes, **heads, num_hidden_layers=2)).eval()
+
+
+@torch.no_grad()
+def test_a_language_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its mask is computed from sizes, and its keys are repeated for the query heads."""
+    heads = []
+
+    def noting(query: Tensor, key: Tensor, *settings: Any) -> Any:
+        heads.append(key.shape[1])
+        return select(query, key, *settings)
+
+    monkeypatch.setattr(op, "select", noting)
+    model, tokens = llama(), torch.arange(600).reshape(2, 300) % 64
+    options = {**EAGER, "omnisparse": {"recall": 1.0, "minimum": 200}}
+    fast = torch.compile(model, backend="accel", fullgraph=True, dynamic=True, options=options)
+    for length in (300, 250):
+        for batch in (2, 1):
+            some = tokens[:batch, :length]
+            wanted = model(some, use_cache=False).logits
+            got = fast(some, use_cache=False).logits
+            torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    assert set(heads) == {2}
+    passes = accel.report_of(fast).passes
+    assert len(passes["omnisparse"].matched) == 2 * len(accel.report_of(fast).graphs)
+    padded = accel.explain(
+        model, tokens, attention_mask=torch.ones_like(tokens), use_cache=False, options=options
+    ).passes["omnisparse"]
+    assert not padded.matched
+    assert "the mask depends on" in str(padded.skipped[0])
 
 
 class Attend(nn.Module):

@@ -1,0 +1,84 @@
+"""Masks that a graph builds from sizes: which are recognised, and why the others are not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import accel
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+
+def lower(x: Tensor) -> Tensor:
+    row = torch.arange(x.shape[1])
+    return row[None, :] <= row[:, None]
+
+
+def sliding(x: Tensor) -> Tensor:
+    """Wider than the sequences of the tests."""
+    row = torch.arange(x.shape[1])
+    return lower(x) & (row[None, :] > row[:, None] - 100)
+
+
+MASKS: dict[str, Callable[[Tensor], Tensor]] = {
+    "lower": lower,
+    "tril": lambda x: torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril(),
+    "scores": lambda x: torch.zeros(x.shape[1], x.shape[1]).masked_fill(~lower(x), -torch.inf),
+    "sliding": sliding,
+    "narrow": lambda x: lower(x) & ~lower(x).tril(-10),
+    "slope": lambda x: -torch.arange(x.shape[1]).float().expand(x.shape[1], -1),
+    "data": lambda x: lower(x) & (x[:, None, None, :, 0] > 0),
+    "everything": lambda x: lower(x) | ~lower(x),
+}
+
+
+class Masked(nn.Module):
+    def __init__(self, mask: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.mask = mask
+        self.project = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.project(x)[:, None]
+        return scaled_dot_product_attention(heads, heads, heads, attn_mask=self.mask(x))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("lower", ""), ("tril", ""), ("scores", ""), ("everything", ""),
+        ("narrow", "neither causal nor empty"), ("slope", "by other amounts"),
+        ("data", "depends on l_x_"),
+    ],
+)  # fmt: skip
+@torch.no_grad()
+def test_masks(name: str, reason: str, dynamic: bool) -> None:
+    model = Masked(MASKS[name])
+    options: dict[str, Any] = {"omnisparse": {"recall": 1.0, "minimum": 0}, "lowering": "eager"}
+    fast = torch.compile(model, backend="accel", fullgraph=True, dynamic=dynamic, options=options)
+    for length in (40, 50):
+        x = torch.randn(2, length, 8)
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+    found = accel.report_of(fast).passes["omnisparse"]
+    assert bool(found.matched) == (not reason)
+    if reason:
+        assert reason in str(found.skipped[0])
+    if dynamic:
+        assert accel.stats(fast).recompiles == 0
+
+
+@torch.no_grad()
+def test_a_window_wider_than_the_sequence_shows_where_sizes_are_free() -> None:
+    options: dict[str, Any] = {"omnisparse": {"recall": 1.0, "minimum": 0}, "lowering": "eager"}
+    for dynamic, reason in ((False, ""), (True, "hides other keys at other lengths")):
+        model = Masked(sliding)
+        fast = torch.compile(model, backend="accel", dynamic=dynamic, options=options)
+        for length in (40, 300):
+            x = torch.randn(2, length, 8)
+            torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+        found = accel.report_of(fast).passes["omnisparse"]
+        assert reason in "; ".join(map(str, found.skipped))
