@@ -31,6 +31,7 @@ __all__ = [
     "operands_of",
     "results_of",
     "settle",
+    "storage_of",
     "submodule_name",
     "value_of",
 ]
@@ -261,16 +262,32 @@ def gather(graph: fx.Graph, nodes: Sequence[fx.Node]) -> None:
         anchor = node
 
 
+def storage_of(value: torch.Tensor) -> int:
+    """The same number for fake values that share memory."""
+    return int(value.untyped_storage()._cdata)
+
+
 def settle(
     graph: fx.Graph, region: Sequence[fx.Node], operands: Sequence[fx.Node]
 ) -> dict[fx.Node, fx.Node]:
-    """Copy operands of a region into plain layout, in front of it; the copies by operand."""
+    """Copy operands of a region into plain layout, in front of it; the copies by operand.
+
+    One in plain layout stays the same tensor, unless it shares memory with one before it.
+    """
     settled = {}
+    storages: set[int] = set()
     for operand in operands:
         value = value_of(operand)
+        plain = {"memory_format": torch.contiguous_format}
         with graph.inserting_before(region[0]), value.fake_mode:
-            settled[operand] = graph.call_method("contiguous", (operand,))
-            settled[operand].meta["example_value"] = value.contiguous()
+            copy = value.contiguous()
+            if storage_of(copy) in storages:
+                copy = value.clone(**plain)
+                settled[operand] = graph.call_method("clone", (operand,), plain)
+            else:
+                settled[operand] = graph.call_method("contiguous", (operand,))
+        settled[operand].meta["example_value"] = copy
+        storages.add(storage_of(copy))
         for node in region:
             node.replace_input_with(operand, settled[operand])
     return settled

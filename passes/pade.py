@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,6 +40,7 @@ from .graphs import (
     operands_of,
     results_of,
     settle,
+    storage_of,
     submodule_name,
     value_of,
 )
@@ -151,15 +153,24 @@ class PadePass:
         partners = [mapping[stream.partner] for stream in region.streams]
         entering = [node for node in operands_of(nodes) if node not in partners]
         # Inductor may pick another layout for a value than the one that the branch was traced
-        # with; making it contiguous settles it. A contiguous value stays the same tensor.
-        rearranged = [
+        # with; making it contiguous settles it. And a branch takes no two views of one tensor.
+        made = [
             node
             for node in [*partners, *entering]
-            if node.op != "placeholder"
-            and isinstance(value_of(node), Tensor)
-            and (node in partners or not value_of(node).is_contiguous())
+            if node.op != "placeholder" and isinstance(value_of(node), Tensor)
         ]
-        settled = settle(graph, nodes, rearranged)
+        storages = Counter(storage_of(value_of(node)) for node in made)
+        settled = settle(
+            graph,
+            nodes,
+            [
+                node
+                for node in made
+                if node in partners
+                or not value_of(node).is_contiguous()
+                or storages[storage_of(value_of(node))] > 1
+            ],
+        )
         partners = [settled.get(node, node) for node in partners]
         operands = [*partners, *(settled.get(node, node) for node in entering)]
         for state in states:

@@ -6,8 +6,10 @@ import accel
 import pytest
 import torch
 from accel.tests.models import dit, noise
+from accel.tests.passes.test_blocks import Mix, Timed
 from accel.tests.zoo import ENTRIES
 from accel.tests.zoo.parts import step_inputs, tensors
+from torch import Tensor, nn
 
 
 @torch.no_grad()
@@ -26,6 +28,43 @@ def test_operands_whose_layout_inductor_chooses() -> None:
         for one, other in zip(tensors(fast(**inputs)), tensors(expected), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
     assert accel.stats(fast).predicted_steps == 1
+
+
+class Pair(nn.Module):
+    """A block of two streams."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text, self.image = Mix(), Mix()
+
+    def forward(self, text: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        return self.text(text), self.image(image + text.mean(0))
+
+
+class Packed(Timed):
+    """Its streams begin as slices of one tensor, as in models that pack sequences."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Pair() for _ in range(3))
+
+    def body(self, x: Tensor, time: Tensor) -> Tensor:
+        text, image = (x + time)[0].split([2, 3])
+        for block in self.blocks:
+            text, image = block(text, image)
+        return torch.cat([text, image])
+
+
+@torch.no_grad()
+def test_operands_that_are_slices_of_one_tensor() -> None:
+    torch.manual_seed(0)
+    model, x = Packed(), torch.randn(1, 5, 8)
+    fast = torch.compile(model, backend="accel", fullgraph=True)
+    for time in (900.0, 800.0):
+        inputs = x, torch.tensor([time])
+        torch.testing.assert_close(fast(*inputs), model(*inputs))
+    pade = accel.report_of(fast).passes["pade"]
+    assert pade.details[0]["streams"] == 2
 
 
 @torch.no_grad()
