@@ -268,17 +268,21 @@ def storage_of(value: torch.Tensor) -> int:
 
 
 def settle(
-    graph: fx.Graph, region: Sequence[fx.Node], operands: Sequence[fx.Node]
+    graph: fx.Graph,
+    region: Sequence[fx.Node],
+    operands: Sequence[fx.Node],
+    others: Sequence[fx.Node] = (),
 ) -> dict[fx.Node, fx.Node]:
     """Copy operands of a region into plain layout, in front of it; the copies by operand.
 
-    One in plain layout stays the same tensor, unless it shares memory with one before it.
+    One in plain layout stays the same tensor, unless it shares memory with one before it or with
+    one of `others`.
     """
     settled = {}
-    storages: set[int] = set()
+    storages = {storage_of(value_of(node)) for node in others}
     for operand in operands:
         value = value_of(operand)
-        plain = {"memory_format": torch.contiguous_format}
+        plain: dict[str, Any] = {"memory_format": torch.contiguous_format}
         with graph.inserting_before(region[0]), value.fake_mode:
             copy = value.contiguous()
             if storage_of(copy) in storages:

@@ -154,23 +154,20 @@ class PadePass:
         entering = [node for node in operands_of(nodes) if node not in partners]
         # Inductor may pick another layout for a value than the one that the branch was traced
         # with; making it contiguous settles it. And a branch takes no two views of one tensor.
-        made = [
+        tensors = [n for n in [*partners, *entering] if isinstance(value_of(n), Tensor)]
+        storages = Counter(storage_of(value_of(node)) for node in tensors)
+        given = [node for node in tensors if node.op == "placeholder"]
+        rearranged = [
             node
-            for node in [*partners, *entering]
-            if node.op != "placeholder" and isinstance(value_of(node), Tensor)
-        ]
-        storages = Counter(storage_of(value_of(node)) for node in made)
-        settled = settle(
-            graph,
-            nodes,
-            [
-                node
-                for node in made
-                if node in partners
+            for node in tensors
+            if node not in given
+            and (
+                node in partners
                 or not value_of(node).is_contiguous()
                 or storages[storage_of(value_of(node))] > 1
-            ],
-        )
+            )
+        ]
+        settled = settle(graph, nodes, rearranged, given)
         partners = [settled.get(node, node) for node in partners]
         operands = [*partners, *(settled.get(node, node) for node in entering)]
         for state in states:
