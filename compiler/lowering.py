@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,23 +35,25 @@ def check_lowering(lowering: str, training: bool) -> None:
 
 def lower(
     module: fx.GraphModule,
+    given: Sequence[Any],
     lowering: str,
     training: bool = False,
     config: Mapping[str, Any] | None = None,
 ) -> Callable[..., Any]:
     """A callable for `module`, compiled by Inductor or TensorRT, or the module itself ("eager").
 
+    given: the inputs that Dynamo handed over; those that passes added come after them.
     training: whether gradients flow through the graph; shared subgraphs then need AOTAutograd also
     where nothing is compiled. config: Inductor's own settings, as `torch.compile(mode=...)` implies
     them.
     """
-    fakes = [value_of(node) for node in module.graph.find_nodes(op="placeholder")]
+    inputs = [*given, *_added(module, len(given))]
     if lowering == "eager":
         if not training:
             return module
         from torch._dynamo.backends.debugging import aot_eager
 
-        differentiable: Any = aot_eager(module, fakes)
+        differentiable: Any = aot_eager(module, inputs)
         return differentiable
     if lowering == "tensorrt":
         return partitioned(module, _tensorrt_part)
@@ -72,8 +74,24 @@ def lower(
     # the shared subgraph's, and overwrites a gradient that is still needed.
     with torch._functorch.config.patch(donated_buffer=False):
         settings = {**inductor_settings(), **(config or {})}
-        compiled: Any = compile_fx(module, fakes, config_patches=settings)
+        compiled: Any = compile_fx(module, inputs, config_patches=settings)
     return compiled
+
+
+def _added(module: fx.GraphModule, given: int) -> list[Any]:
+    """Fake inputs for the placeholders that passes added.
+
+    Dynamo's own values for a graph belong to another fake mode than the one that it compiles with.
+    """
+    context = torch._guards.TracingContext.try_get()
+    added = [value_of(node) for node in module.graph.find_nodes(op="placeholder")][given:]
+    mode = context.fake_mode if context is not None else None
+    if mode is None:
+        return added
+    with mode:
+        return [
+            torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device) for x in added
+        ]
 
 
 def _tensorrt_part(part: Partition) -> Callable[..., Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import accel
 import pytest
 import torch
@@ -92,3 +94,18 @@ def test_numbers_that_dynamo_leaves_free(pade: object) -> None:
     report = accel.report_of(fast)
     assert report.passes["outline"].matched
     assert bool(report.passes["pade"].matched) == bool(pade)
+
+
+@torch.no_grad()
+def test_everything_that_dynamo_leaves_free_under_inductor() -> None:
+    """Whole graphs with free numbers: Inductor has to see where Dynamo's inputs come from."""
+    model = dit(2)
+    fast = torch.compile(model, backend="accel", fullgraph=True, dynamic=True)
+    for batch in (2, 3):
+        inputs: dict[str, Any] = {
+            "timestep": torch.full((batch,), 900.0), "class_labels": torch.arange(batch)
+        }  # fmt: skip
+        got = fast(noise(batch), **inputs).sample
+        torch.testing.assert_close(got, model(noise(batch), **inputs).sample, rtol=1e-4, atol=1e-5)
+    assert accel.report_of(fast).passes["pade"].matched
+    assert accel.stats(fast).recompiles == 0
