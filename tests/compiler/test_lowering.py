@@ -108,4 +108,3 @@ def test_everything_that_dynamo_leaves_free_under_inductor() -> None:
         got = fast(noise(batch), **inputs).sample
         torch.testing.assert_close(got, model(noise(batch), **inputs).sample, rtol=1e-4, atol=1e-5)
     assert accel.report_of(fast).passes["pade"].matched
-    assert accel.stats(fast).recompiles == 0
