@@ -7,7 +7,7 @@ needs no import of this package; the names below are for reading what it did and
 
 from .compiler.export import Engine, export, load
 from .compiler.gate import Gate
-from .compiler.options import Options, PadeOptions
+from .compiler.options import OmniSparseOptions, Options, PadeOptions
 from .compiler.report import Report, Stats, explain, report_of, stats, trajectory
 from .kernels.errors import AccelError, EngineError, ExportError, OptionError
 from .kernels.omnisparse import omnisparse_attention
@@ -18,6 +18,7 @@ __all__ = [
     "EngineError",
     "ExportError",
     "Gate",
+    "OmniSparseOptions",
     "OptionError",
     "Options",
     "PadeOptions",

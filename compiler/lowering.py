@@ -47,16 +47,16 @@ def lower(
     where nothing is compiled. config: Inductor's own settings, as `torch.compile(mode=...)` implies
     them.
     """
+    if lowering == "eager" and not training:
+        return module
+    if lowering == "tensorrt":
+        return partitioned(module, _tensorrt_part)
     inputs = [*given, *_added(module, len(given))]
     if lowering == "eager":
-        if not training:
-            return module
         from torch._dynamo.backends.debugging import aot_eager
 
         differentiable: Any = aot_eager(module, inputs)
         return differentiable
-    if lowering == "tensorrt":
-        return partitioned(module, _tensorrt_part)
     from torch._higher_order_ops.invoke_subgraph import NestedCompileRegionOptions
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.decomposition import select_decomp_table

@@ -72,7 +72,8 @@ def _numbers(node: fx.Node) -> list[int]:
 def _computed(nodes: list[fx.Node], sizes: Mapping[fx.Node, int]) -> Tensor:
     """The last node's value, with nothing kept that is no longer needed."""
     values: dict[fx.Node, Any] = dict(sizes)
-    readers = {node: len([user for user in node.users if user in set(nodes)]) for node in nodes}
+    inside = set(nodes)
+    readers = {node: sum(user in inside for user in node.users) for node in nodes}
     for node in nodes:
         if node.op == "placeholder":
             continue

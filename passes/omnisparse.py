@@ -48,7 +48,7 @@ class OmniSparsePass:
                 op="call_function", target=scaled_dot_product_attention
             ):
                 arguments = {**DEFAULTS, **dict(zip(ORDER, node.args, strict=False)), **node.kwargs}
-                arguments |= _without_copies(arguments)
+                arguments |= _without_copies(arguments) | _fixed_numbers(arguments)
                 refused = self._refusal(node, arguments, kinds)
                 if refused is not None:
                     skipped.append(refused)
@@ -115,8 +115,7 @@ class OmniSparsePass:
             detached = [_call(graph, torch.Tensor.detach, each) for each in (query, key)]
             selection = _call(
                 graph, torch.ops.accel.omnisparse_select.default, *detached, is_causal, scale,
-                choice.recall, choice.heads, choice.window, choice.sinks, *choice.span,
-                choice.locality,
+                *choice.settings(),
             )  # fmt: skip
             chosen = [_call(graph, operator.getitem, selection, index) for index in range(3)]
             both = _call(
@@ -130,6 +129,15 @@ class OmniSparsePass:
                     new.meta[name] = node.meta[name]
         node.replace_all_uses_with(output)
         graph.erase_node(node)
+
+
+def _fixed_numbers(arguments: dict[str, Any]) -> dict[str, float]:
+    """Numbers that Dynamo left free (dynamic=True), with a guard; operators take plain ones."""
+    return {
+        name: float(value_of(arguments[name]))
+        for name in ("scale", "dropout_p")
+        if isinstance(arguments[name], fx.Node)
+    }
 
 
 def _without_copies(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -152,8 +160,8 @@ def _repeated(merged: fx.Node) -> fx.Node | None:
     if expanded is None or call_name(expanded) != "expand":
         return None
     lifted = expanded.all_input_nodes[0]
-    if call_name(lifted) != "getitem" or not lifted.all_input_nodes:
-        return None
+    if call_name(lifted) != "getitem" or len(lifted.all_input_nodes) != 1:
+        return None  # with a tensor as index it may reorder
     source = lifted.all_input_nodes[0]
     before, between, after = (value_of(node) for node in (source, expanded, merged))
     if not all(isinstance(each, Tensor) for each in (before, between, after)) or before.dim() != 4:

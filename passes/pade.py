@@ -160,7 +160,7 @@ class PadePass:
         rearranged = [
             node
             for node in tensors
-            if node not in given
+            if node.op != "placeholder"
             and (
                 node in partners
                 or not value_of(node).is_contiguous()

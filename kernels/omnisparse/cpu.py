@@ -91,7 +91,8 @@ def forward(
     if _is_everything(selection, queries, is_causal):
         key, value = (each.repeat_interleave(group, 1) for each in (key, value))
         result, logsumexp = _flash(query, key, value, 0.0, is_causal, scale=scale)
-        return result, logsumexp.contiguous()
+        # Flash attention's layout varies; the operator promises one.
+        return result.transpose(1, 2).contiguous().transpose(1, 2), logsumexp.contiguous()
     exact = torch.promote_types(query.dtype, torch.float32)
     output = torch.empty(batch, queries, heads, width, dtype=query.dtype).transpose(1, 2)
     total = torch.empty(batch, heads, queries, dtype=exact)
@@ -152,7 +153,8 @@ def backward(
         parts = _flash_backward(
             gradient, query, *repeated, output, total, 0.0, is_causal, scale=scale
         )
-        return parts[0], *(each.unflatten(1, (groups, group)).sum(2) for each in parts[1:])
+        shared = (each.unflatten(1, (groups, group)).sum(2).contiguous() for each in parts[1:])
+        return parts[0].contiguous(), *shared
     exact = torch.promote_types(query.dtype, torch.float32)
     key_far, value_far = _selected(key, selection), _selected(value, selection)
     grad_query = torch.empty(batch, groups, group, queries, width, dtype=query.dtype)

@@ -166,9 +166,8 @@ def attend_with_selection(
 ) -> tuple[Tensor, Selection]:
     """As `omnisparse_attention`, unchecked; the result, and what was looked at."""
     chosen = torch.ops.accel.omnisparse_select(
-        query.detach(), key.detach(), is_causal, scale, choice.recall, choice.heads,
-        choice.window, choice.sinks, *choice.span, choice.locality,
-    )  # fmt: skip
+        query.detach(), key.detach(), is_causal, scale, *choice.settings()
+    )
     output, _ = torch.ops.accel.omnisparse_attend(
         query, key, value, *chosen[:3], is_causal, scale, choice.window, choice.sinks
     )

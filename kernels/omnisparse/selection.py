@@ -77,6 +77,10 @@ class Choice:
         if len(self.span) != 2 or not 0 <= self.span[0] <= self.span[1]:
             raise OptionError(f"span is {self.span}; needed is 0 <= start <= stop")
 
+    def settings(self) -> tuple[float | int, ...]:
+        """As the operator takes them, in its order."""
+        return self.recall, self.heads, self.window, self.sinks, *self.span, self.locality
+
 
 def neighbourhood(
     position: Tensor, keys: int, window: int, is_causal: bool

@@ -22,7 +22,7 @@ import torch
 from . import ENTRIES
 from .parts import Entry, step_inputs, tensors
 
-__all__ = ["check"]
+__all__ = ["survey"]
 
 # Random weights predict badly; what is tested is that the step is skipped.
 OPTIONS: dict[str, Any] = {"pade": {"schedule": [0, 1, 2, 9], "max_error": 1e9}}
@@ -31,7 +31,7 @@ TOLERANCE = {"rtol": 1e-3, "atol": 1e-4}
 
 def _exported(
     model: torch.nn.Module, entry: Entry, path: Path, free_sizes: bool
-) -> tuple[Callable[..., Any], Callable[[], accel.PassResult], Callable[[], Any]]:
+) -> tuple[Callable[..., Any], Callable[[], Any], Callable[[], accel.Stats]]:
     engine = accel.export(
         model, (), step_inputs(entry, 0), path=path, options=OPTIONS, free_sizes=free_sizes
     )
@@ -41,7 +41,7 @@ def _exported(
 
 def _compiled(
     model: torch.nn.Module, dynamic: bool | None
-) -> tuple[Callable[..., Any], Callable[[], Any], Callable[[], Any]]:
+) -> tuple[Callable[..., Any], Callable[[], Any], Callable[[], accel.Stats]]:
     fast = torch.compile(model, backend="accel", fullgraph=True, options=OPTIONS, dynamic=dynamic)
     return fast, lambda: accel.report_of(fast).passes["pade"], lambda: accel.stats(fast)
 

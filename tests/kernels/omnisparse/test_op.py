@@ -115,14 +115,19 @@ def test_every_key_selected_tile_by_tile() -> None:
     torch.testing.assert_close(output, wanted)
 
 
-def test_torch_accepts_the_operators() -> None:
+@pytest.mark.parametrize("share", [0.3, 1.0])
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_torch_accepts_the_operators(share: float, is_causal: bool) -> None:
+    """Layouts too, on which compiled code relies: by the sparse way and by the exact one."""
     tensors = inputs(4, 2, 200, 200, 16, torch.float32, batch=1)
-    selection = random_selection(2, 200, 200, 0.3, batch=1)
-    where = (True, 0.25, WINDOW, SINKS)
     torch.library.opcheck(
         torch.ops.accel.omnisparse_select,
-        (*(each.detach() for each in tensors[:2]), True, 0.25, 0.9, 1.0, 16, 2, 0, 100, 0.9),
+        (*(each.detach() for each in tensors[:2]), is_causal, 0.25, 0.9, 1.0, 16, 2, 0, 100, 0.9),
     )
+    selection = random_selection(2, 200, 200, share, batch=1)
+    if share == 1:
+        selection = selection._replace(active=torch.ones_like(selection.active))
+    where = (is_causal, 0.25, WINDOW, SINKS)
     torch.library.opcheck(torch.ops.accel.omnisparse_attend, (*tensors, *selection[:3], *where))
     plain = [each.detach() for each in tensors]
     output, total = torch.ops.accel.omnisparse_attend(*plain, *selection[:3], *where)

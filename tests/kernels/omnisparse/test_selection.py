@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from accel.kernels.omnisparse import reference
-from accel.kernels.omnisparse.selection import Choice, select
+from accel.kernels.omnisparse.selection import Choice, Selection, select
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -23,9 +23,9 @@ def planted(columns: list[int], strength: float = 6.0, seed: int = 0) -> tuple[T
     return query, key
 
 
-def chosen(selection: object, head: int = 0) -> list[int]:
-    keys, count = selection.keys, int(selection.budget)  # type: ignore[attr-defined]
-    return keys[0, head, :count].tolist()
+def chosen(selection: Selection) -> list[int]:
+    found: list[int] = selection.keys[0, 0, : int(selection.budget)].tolist()
+    return found
 
 
 def test_the_columns_that_matter_are_found() -> None:
@@ -98,8 +98,8 @@ def test_exact(case: str) -> None:
     assert (selection.recall == 1).all()
 
 
-@pytest.mark.parametrize("is_causal", [True, False])
-def test_lazy_queries(is_causal: bool) -> None:
+@pytest.mark.parametrize(("is_causal", "sinks"), [(True, 4), (False, 4), (True, 0)])
+def test_lazy_queries(is_causal: bool, sinks: int) -> None:
     """Rows that look at their neighbours only, in the span that was named."""
     query, key = planted([40, 100], 8.0)
     tiles = torch.arange(LENGTH) // 128
@@ -108,7 +108,7 @@ def test_lazy_queries(is_causal: bool) -> None:
     local[300:350] = True
     query[:, :, local, 0] = 0
     query[:, :, local, 1:9] += 4.0 * torch.nn.functional.one_hot(tiles[local], 8)
-    selection = select(query, key, is_causal, SCALE, Choice(0.6, span=(256, 640)))
+    selection = select(query, key, is_causal, SCALE, Choice(0.6, sinks=sinks, span=(256, 640)))
     assert int(selection.budget) < LENGTH
     assert selection.active[0, 0].logical_not().equal(local)
     nowhere = select(query, key, is_causal, SCALE, Choice(0.6))
