@@ -49,7 +49,7 @@ def test_inductor() -> None:
         settings = {"timestep": torch.ones(batch), "class_labels": torch.arange(batch)}
         got, wanted = fast(inputs, **settings).sample, plain(inputs, **settings).sample
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
-        assert relative(got, model(inputs, **settings).sample) > 1e-6
+        assert relative(got, model(inputs, **settings).sample) > 1e-3
 
 
 def llama() -> nn.Module:
