@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import fx
 
 from .graphs import call_name, descendants, value_of
 
-__all__ = ["is_pure", "mutated", "storage_root", "unsafe_effect"]
+__all__ = ["changed_in_place", "is_pure", "mutated", "storage_root", "unsafe_effect"]
 
 _IMPURE_FUNCTIONS = {
     torch._C._set_grad_enabled,
@@ -85,6 +85,16 @@ def mutated(node: fx.Node) -> fx.Node | None:
         return node.all_input_nodes[0]
     out = node.kwargs.get("out")
     return out if isinstance(out, fx.Node) else None
+
+
+def changed_in_place(nodes: Iterable[fx.Node], graph: fx.Graph) -> fx.Node | None:
+    """A node that writes to the memory of one of `nodes`, if there is one."""
+    roots = {storage_root(node) for node in nodes}
+    for node in graph.nodes:
+        target = mutated(node)
+        if target is not None and storage_root(target) in roots:
+            return node
+    return None
 
 
 def unsafe_effect(region: Sequence[fx.Node], graph: fx.Graph) -> fx.Node | None:

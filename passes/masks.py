@@ -1,7 +1,8 @@
 """Attention masks that a graph builds from nothing but sizes: what they hide.
 
 Libraries build causal masks from `arange` and comparisons in every captured graph. Such a mask is a
-constant of the sizes; computing it tells for certain whether it is causal.
+constant of the sizes, and computing it tells whether it is causal: for certain where sizes are
+fixed, and at two telling lengths where they are free.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .effects import is_pure
+from .effects import changed_in_place, is_pure
 from .graphs import ancestors, hint, value_of
 
 __all__ = ["mask_kind"]
@@ -37,6 +38,9 @@ def mask_kind(mask: fx.Node) -> str:
             return f"the mask depends on {node.name}"
         if not is_pure(node):
             return f"computing the mask has side effects ({node.name})"
+    change = changed_in_place(nodes, mask.graph)  # as by `mask[:, 5:] = False`
+    if change is not None:
+        return f"the mask is changed in place ({change.name})"
     symbols = {node: hint(value_of(node)) for node in nodes if node.op == "placeholder"}
     lengths = _free_lengths(value_of(mask), symbols)
     if lengths is None:

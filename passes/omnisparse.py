@@ -18,6 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ..kernels.omnisparse import Choice
 from .base import PassResult, Program, Reason, Skip
+from .effects import changed_in_place
 from .graphs import call_name, copy_module, fake_mode, graph_modules, hint, value_of
 from .masks import mask_kind
 
@@ -170,7 +171,9 @@ def _repeated(merged: fx.Node) -> fx.Node | None:
     lifts = value_of(lifted).shape == (batch, heads, 1, tokens, width)
     expands = between.dim() == 5 and between.shape[:2] == (batch, heads)
     merges = after.shape == (batch, heads * between.shape[2], tokens, width)
-    return source if lifts and expands and merges else None
+    if not (lifts and expands and merges):
+        return None
+    return None if changed_in_place([source, merged], merged.graph) else source
 
 
 def _call(graph: fx.Graph, function: Any, *arguments: Any) -> fx.Node:

@@ -23,11 +23,25 @@ def sliding(x: Tensor) -> Tensor:
     return lower(x) & (row[None, :] > row[:, None] - 100)
 
 
+def assigned(x: Tensor) -> Tensor:
+    mask = lower(x)
+    mask[:, 5:9] = False
+    return mask
+
+
+def filled(x: Tensor) -> Tensor:
+    mask = lower(x)
+    mask[3:].t()[0].fill_(False)  # a view of a view
+    return mask
+
+
 MASKS: dict[str, Callable[[Tensor], Tensor]] = {
     "lower": lower,
     "tril": lambda x: torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril(),
     "scores": lambda x: torch.zeros(x.shape[1], x.shape[1]).masked_fill(~lower(x), -torch.inf),
     "sliding": sliding,
+    "assigned": assigned,
+    "filled": filled,
     "narrow": lambda x: lower(x) & ~lower(x).tril(-10),
     "slope": lambda x: -torch.arange(x.shape[1]).float().expand(x.shape[1], -1),
     "data": lambda x: lower(x) & (x[:, None, None, :, 0] > 0),
@@ -52,7 +66,8 @@ class Masked(nn.Module):
     [
         ("lower", ""), ("tril", ""), ("scores", ""), ("everything", ""),
         ("narrow", "neither causal nor empty"), ("slope", "by other amounts"),
-        ("data", "depends on l_x_"),
+        ("data", "depends on l_x_"), ("assigned", "changed in place"),
+        ("filled", "changed in place"),
     ],
 )  # fmt: skip
 @torch.no_grad()

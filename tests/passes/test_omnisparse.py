@@ -124,6 +124,31 @@ def test_what_is_left_alone(
     assert reason in str(found.skipped[0])
 
 
+class Repeated(Attend):
+    """Keys are repeated for the query heads, and then, perhaps, changed."""
+
+    def forward(self, x: Tensor, change: Any = 0.0) -> Tensor:
+        query, key, value = self.project(x).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+        key, value = key[:, :1], value[:, :1]
+        key, value = (
+            each[:, :, None].expand(-1, 1, 2, -1, 8).reshape(query.shape) for each in (key, value)
+        )
+        if change:
+            key[:, 1].mul_(change)
+        return scaled_dot_product_attention(query, key, value)
+
+
+@pytest.mark.parametrize("change", [0.0, 5.0])
+@torch.no_grad()
+def test_repeated_heads_that_are_changed(change: float) -> None:
+    torch.manual_seed(0)
+    model, x = Repeated(), torch.randn(2, 300, 16)
+    options = {**EAGER, "omnisparse": {"recall": 1.0, "minimum": 0}}
+    fast = torch.compile(model, backend="accel", fullgraph=True, options=options)
+    torch.testing.assert_close(fast(x, change), model(x, change), rtol=1e-4, atol=1e-5)
+    assert accel.report_of(fast).passes["omnisparse"].matched
+
+
 def test_models_without_attention_and_the_default() -> None:
     inputs = torch.randn(2, 16)
     found = accel.explain(nn.Linear(16, 16), inputs, options={"omnisparse": True})
