@@ -129,9 +129,9 @@ class Repeated(Attend):
 
     def forward(self, x: Tensor, change: Any = 0.0) -> Tensor:
         query, key, value = self.project(x).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
-        key, value = key[:, :1], value[:, :1]
+        query = torch.cat([query, -query], dim=1)
         key, value = (
-            each[:, :, None].expand(-1, 1, 2, -1, 8).reshape(query.shape) for each in (key, value)
+            each[:, :, None].expand(-1, 2, 2, -1, 8).reshape(query.shape) for each in (key, value)
         )
         if change:
             key[:, 1].mul_(change)
