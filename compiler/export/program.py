@@ -150,6 +150,12 @@ def _inputs(
 
 
 def _state(captured: Captured, state: StackState, inputs: tuple[TensorSpec, ...]) -> StateSpec:
+    if not state.clock.latents:
+        raise ExportError(
+            "none of the inputs is recognised as the noisy sample, so an engine could not tell one "
+            'run from the next and would never skip; {"pade": False} exports the model without a '
+            "skip branch"
+        )
     module = captured.program.module
     placeholders = list(module.graph.find_nodes(op="placeholder"))
     position = {node: index for index, node in enumerate(captured.nodes)}

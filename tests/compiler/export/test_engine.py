@@ -177,6 +177,26 @@ def test_a_model_without_a_skip_branch_says_so(tmp_path: Path) -> None:
     assert "no repeated blocks" in pade.skipped[0]
 
 
+def test_a_model_whose_sample_is_not_an_input(tmp_path: Path) -> None:
+    """An engine could not tell its runs apart."""
+
+    class HoldsItsSample(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dit = dit(2)
+            self.register_buffer("sample", noise())
+
+        def forward(self, timestep: Tensor) -> Any:
+            return self.dit(self.sample, timestep=timestep, class_labels=LABELS)
+
+    args = (torch.full((2,), 1000.0),)
+    path = tmp_path / "a.onnx"
+    with pytest.raises(ExportError, match="none of the inputs is recognised as the noisy sample"):
+        accel.export(HoldsItsSample(), args, path=path)
+    assert list(tmp_path.iterdir()) == []
+    assert accel.export(HoldsItsSample(), args, path=path, options={"pade": False}).manifest
+
+
 def test_what_cannot_be_exported_leaves_no_file(tmp_path: Path) -> None:
     class Breaks(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
