@@ -53,4 +53,4 @@ def euler(
 
 def relative(left: Tensor, right: Tensor) -> float:
     """Relative L2 distance."""
-    return float((left - right).norm() / right.norm())
+    return float((left - right).detach().norm() / right.detach().norm())

@@ -168,7 +168,7 @@ def _pays(selected: Tensor, queries: int, keys: int, is_causal: bool, window: in
     if is_causal:
         stop = (position + TILE).clamp(max=keys)
     borders = torch.stack([start, stop]).expand(*selected.shape[:2], -1, -1).flatten(2)
-    before, upto = torch.searchsorted(selected, borders).chunk(2, dim=-1)
+    before, upto = torch.searchsorted(selected, borders.contiguous()).chunk(2, dim=-1)
     far = before if is_causal else before + selected.shape[-1] - upto
     pairs = (far + (stop - start)).float().mean((0, 1)).sum()
     everything = stop.sum() if is_causal else keys * len(position)

@@ -51,7 +51,9 @@ def expected(
 
 
 def relative(got: Tensor, wanted: Tensor) -> float:
-    return float((got.double() - wanted).norm() / wanted.norm().clamp(min=0.1))
+    return float(
+        (got.detach().double() - wanted.detach()).norm() / wanted.detach().norm().clamp(min=0.1)
+    )
 
 
 @pytest.mark.parametrize("is_causal", [True, False])
