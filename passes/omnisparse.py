@@ -115,16 +115,16 @@ class OmniSparsePass:
         with graph.inserting_before(node):
             detached = [_call(graph, torch.Tensor.detach, each) for each in (query, key)]
             selection = _call(
-                graph, torch.ops.accel.omnisparse_select.default, *detached, is_causal, scale,
-                *choice.settings(),
+                graph, torch.ops.accel.omnisparse_select.default, *detached, None, is_causal, scale,
+                *choice.selecting(),
             )  # fmt: skip
-            chosen = [_call(graph, operator.getitem, selection, index) for index in range(3)]
-            both = _call(
-                graph, torch.ops.accel.omnisparse_attend.default, query, key, value, *chosen,
-                is_causal, scale, choice.window, choice.sinks,
+            chosen = [_call(graph, operator.getitem, selection, index) for index in range(2)]
+            results = _call(
+                graph, torch.ops.accel.omnisparse_attend.default, query, key, value, *chosen, None,
+                is_causal, scale, *choice.attending(),
             )  # fmt: skip
-            output = _call(graph, operator.getitem, both, 0)
-        for new in (*detached, selection, *chosen, both, output):
+            output = _call(graph, operator.getitem, results, 0)
+        for new in (*detached, selection, *chosen, results, output):
             for name in ("nn_module_stack", "stack_trace", "source_fn_stack"):
                 if name in node.meta:
                     new.meta[name] = node.meta[name]

@@ -1,134 +1,202 @@
-"""OmniSparse attention on a CPU: torch's own flash attention on gathered keys, tile by tile.
+"""OmniSparse attention on a CPU: torch's own flash attention on gathered keys, block by block.
 
-A tile of queries meets sets of keys that lie together in memory, its neighbourhood and the selected
-keys on either side of it, and the results are merged by their log-sum-exp. The backward pass of
-flash attention asks for a result and its log-sum-exp only to weigh gradients, so with the merged
-ones each set gets its share.
+A block of queries meets pieces of keys that lie together in memory (its neighbourhood, the selected
+keys on either side of it, or simply all keys), and the results are merged by their log-sum-exp. The
+backward pass of flash attention asks for a result and its log-sum-exp only to weigh gradients, so
+with the merged ones each piece gets its share.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .selection import TILE, Selection
+from .selection import EXACT, TILE, active_queries, segment_length
 
 __all__ = ["backward", "forward"]
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
-
-@dataclass(frozen=True)
-class _Tile:
-    """Queries [first, last) and what they meet: keys [start, stop), and selected keys beyond."""
-
-    first: int
-    last: int
-    start: int
-    stop: int
-    bias: Tensor | None  # [last - first, stop - start], where attention is causal
-    before: list[list[int]]  # [B][G]: of the selected keys, this many lie before `start`,
-    after: list[list[int]]  # and those from here on lie at `stop` or behind it.
+ACTIVE_AT_ONCE = 128  # active queries that meet all keys together
 
 
-def _tiles(
-    selection: Selection, queries: int, is_causal: bool, window: int, dtype: torch.dtype
-) -> Iterator[_Tile]:
-    count, keys = int(selection.budget), selection.keys.shape[-1]
-    selected = selection.keys[..., :count].contiguous()
-    offset = keys - queries
-    firsts = range(offset // TILE * TILE, keys, TILE)
-    starts = [max(first - window, 0) for first in firsts]
-    stops = [min(first + TILE + (0 if is_causal else window), keys) for first in firsts]
-    borders = torch.tensor([*starts, *stops], dtype=torch.int32)
-    places = torch.searchsorted(selected, borders.expand(*selected.shape[:2], -1).contiguous())
-    before, after = places.permute(2, 0, 1).chunk(2)
-    for index, (tile, start, stop) in enumerate(zip(firsts, starts, stops, strict=True)):
-        first, last = max(tile, offset), min(tile + TILE, keys)
-        bias = None
-        if is_causal:
-            bias = torch.full((last - first, stop - start), -torch.inf, dtype=dtype)
-            bias = bias.triu(first - start + 1)
-        ends = torch.full_like(after[index], count) if is_causal else after[index]
-        yield _Tile(first - offset, last - offset, start, stop, bias,
-                    before[index].tolist(), ends.tolist())  # fmt: skip
+class _Block(NamedTuple):
+    """Queries of one head group [H / G, N], by an index into it, and the keys that they meet.
+
+    pieces: places of keys [M], and what is added to the scores there, [queries, keys] or None.
+    """
+
+    queries: tuple[Any, Any]
+    pieces: list[tuple[slice | Tensor, Tensor | None]]
 
 
-def _far(
-    selection: Selection, tile: _Tile, batch: int, group: int, sinks: int
-) -> Iterator[tuple[Tensor | slice, slice]]:
-    """Rows of a tile, and ranges of the selected keys that they meet."""
-    count = int(selection.budget)
-    before, after = tile.before[batch][group], tile.after[batch][group]
-    active = selection.active[batch, group, tile.first : tile.last]
-    rows: Tensor | slice = slice(None) if active.all() else active.nonzero()[:, 0]
-    for keys in (slice(0, before), slice(after, count)):
-        if keys.start < keys.stop and active.any():
-            yield rows, keys
-    few = min(sinks, before)
-    if few and not active.all():
-        yield (~active).nonzero()[:, 0], slice(0, few)
+class _Layout(NamedTuple):
+    """Where queries and keys are. offset: the first query's position."""
+
+    queries: int
+    keys: int
+    offset: int
+    group: int  # query heads that share a key head
+    is_causal: bool
+    dtype: torch.dtype
+
+    @staticmethod
+    def of(query: Tensor, key: Tensor, is_causal: bool) -> _Layout:
+        queries, keys = query.shape[2], key.shape[2]
+        group = query.shape[1] // key.shape[1]
+        return _Layout(queries, keys, keys - queries, group, is_causal, query.dtype)
+
+    def bias(self, position: Tensor, place: slice, valid: Tensor | None) -> Tensor | None:
+        """What hides later keys and padding from queries; None where nothing does."""
+        hidden = None
+        if self.is_causal and place.stop > int(position[0]) + 1:
+            hidden = torch.arange(place.start, place.stop) > position[:, None]
+        if valid is not None:
+            padding = ~valid[place]
+            hidden = padding.expand(len(position), -1) if hidden is None else hidden | padding
+        if hidden is None:
+            return None
+        return torch.zeros(hidden.shape, dtype=self.dtype).masked_fill_(hidden, -torch.inf)
+
+
+def _lazy(
+    layout: _Layout, keys: Tensor, budgets: list[int], valid: Tensor | None, window: int
+) -> Iterator[_Block]:
+    """All queries, tile by tile. keys: [S, M], the selected ones of one key head; valid: [M]."""
+    length = segment_length(layout.keys)
+    biases: dict[tuple[int, int, int], Tensor | None] = {}
+    for tile in range(layout.offset // TILE * TILE, layout.keys, TILE):
+        first, last = max(tile, layout.offset), min(tile + TILE, layout.keys)
+        budget = budgets[tile // length]
+        start = max(tile - window, 0)
+        stop = last if layout.is_causal else min(tile + TILE + window, layout.keys)
+        form = first - start, last - start, stop - start
+        if valid is not None or form not in biases:
+            position = torch.arange(first, last).repeat(layout.group)
+            biases[form] = layout.bias(position, slice(start, stop), valid)
+        pieces: list[tuple[slice | Tensor, Tensor | None]] = [(slice(start, stop), biases[form])]
+        far: list[slice | Tensor]
+        if budget == EXACT:
+            far = [slice(0, start), slice(stop, layout.keys)]
+        else:
+            selected = keys[tile // length, :budget].long()
+            before, behind = torch.searchsorted(selected, torch.tensor([start, stop])).tolist()
+            far = [selected[:before], selected[behind:]]
+        for place in far[: 1 if layout.is_causal else 2]:
+            count = place.stop - place.start if isinstance(place, slice) else len(place)
+            if count == 0:
+                continue
+            bias = None
+            if valid is not None:
+                bias = torch.zeros(count, dtype=layout.dtype)
+                bias = bias.masked_fill_(~valid[place], -torch.inf)
+                bias = bias.expand(layout.group * (last - first), -1)
+            pieces.append((place, bias))
+        rows = slice(first - layout.offset, last - layout.offset)
+        yield _Block((slice(None), rows), pieces)
+
+
+def _active(layout: _Layout, active: Tensor, valid: Tensor | None) -> Iterator[_Block]:
+    """The active ones of a group's queries [H / G, N], in their order, with all keys."""
+    for some in active.t().nonzero().split(ACTIVE_AT_ONCE):
+        if not len(some):
+            continue
+        rows, heads = some.unbind(1)
+        position = rows + layout.offset
+        end = int(position[-1]) + 1 if layout.is_causal else layout.keys
+        certain = int(position[0]) if layout.is_causal else end  # keys that all of them see
+        places = [place for place in (slice(0, certain), slice(certain, end))
+                  if place.start < place.stop]  # fmt: skip
+        pieces: list[tuple[slice | Tensor, Tensor | None]] = [
+            (place, layout.bias(position, place, valid)) for place in places
+        ]
+        yield _Block((heads, rows), pieces)
 
 
 def forward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    selection: Selection,
+    keys: Tensor,
+    budget: Tensor,
+    valid: Tensor | None,
     is_causal: bool,
     scale: float,
+    active: float,
     window: int,
-    sinks: int,
-) -> tuple[Tensor, Tensor]:
-    """Attention [B, H, N, D] and its log-sum-exp [B, H, N] (float32, float64 for float64)."""
-    batch, heads, queries, width = query.shape
-    groups = key.shape[1]
-    group = heads // groups
-    if _is_everything(selection, queries, is_causal):
-        key, value = (each.repeat_interleave(group, 1) for each in (key, value))
+    start: int,
+    stop: int,
+    tail: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention [B, H, N, D], its log-sum-exp [B, H, N] (float32, float64 for float64), and which
+    queries were active, bool [B, H, N]. The log-sum-exp of a query that saw nothing is -inf."""
+    batch, heads, queries, _ = query.shape
+    layout = _Layout.of(query, key, is_causal)
+    if _is_everything(layout, budget, valid):
+        key, value = (each.repeat_interleave(layout.group, 1) for each in (key, value))
         result, logsumexp = _flash(query, key, value, 0.0, is_causal, scale=scale)
-        # Flash attention's layout varies; the operator promises one.
-        return result.transpose(1, 2).contiguous().transpose(1, 2), logsumexp.contiguous()
+        total = logsumexp.contiguous()
+        return result.contiguous(), total, torch.zeros_like(total, dtype=torch.bool)
     exact = torch.promote_types(query.dtype, torch.float32)
-    output = torch.empty(batch, queries, heads, width, dtype=query.dtype).transpose(1, 2)
+    output = torch.empty(query.shape, dtype=query.dtype)
     total = torch.empty(batch, heads, queries, dtype=exact)
-    key_far, value_far = _selected(key, selection), _selected(value, selection)
-    for tile in _tiles(selection, queries, is_causal, window, query.dtype):
-        rows = tile.last - tile.first
-        shape = (batch, groups, group * rows, width)
-        some = query[:, :, tile.first : tile.last].reshape(shape)
-        near = slice(tile.start, tile.stop)
-        bias = None if tile.bias is None else tile.bias.repeat(group, 1)
-        result, logsumexp = _flash(
-            some, key[:, :, near], value[:, :, near], 0.0, False, attn_mask=bias, scale=scale
-        )
-        result = result.reshape(batch, groups, group, rows, width).to(exact)
-        logsumexp = logsumexp.reshape(batch, groups, group, rows).to(exact)
-        some = some.reshape(result.shape)
-        for b in range(batch):
-            for g in range(groups):
-                for which, keys in _far(selection, tile, b, g, sinks):
-                    part = some[b, g][:, which]
-                    far, far_total = _flash(
-                        part.reshape(1, 1, -1, width),
-                        key_far[None, None, b, g, keys],
-                        value_far[None, None, b, g, keys],
-                        0.0, False, scale=scale,
-                    )  # fmt: skip
-                    far_total = far_total.reshape(part.shape[:-1]).to(exact)
-                    both = torch.logaddexp(logsumexp[b, g][:, which], far_total)
-                    result[b, g][:, which] = (
-                        result[b, g][:, which] * (logsumexp[b, g][:, which] - both).exp()[..., None]
-                        + far.reshape(part.shape) * (far_total - both).exp()[..., None]
-                    )
-                    logsumexp[b, g][:, which] = both
-        output[:, :, tile.first : tile.last] = result.flatten(1, 2)
-        total[:, :, tile.first : tile.last] = logsumexp.flatten(1, 2)
-    return output, total
+    for b, g, own in _groups(query, key, value, output, total):
+        some = None if valid is None else valid[b]
+        for block in _lazy(layout, keys[b, g], budget[b].tolist(), some, window):
+            _attend(*own, block, scale)
+    chosen = active_queries(query, key, valid, total, budget, is_causal, scale,
+                            active, window, start, stop, tail)  # fmt: skip
+    for b, g, own in _groups(query, key, value, output, total):
+        mine = chosen[b].unflatten(0, (-1, layout.group))[g]
+        for block in _active(layout, mine, None if valid is None else valid[b]):
+            _attend(*own, block, scale)
+    return output, total, chosen
+
+
+def _groups(*tensors: Tensor) -> Iterator[tuple[int, int, list[Tensor]]]:
+    """For each sample and key head: what of each tensor belongs to it.
+
+    tensors: [B, H, ...], which gives [H / G, ...], or [B, G, ...], which gives [...]. The second is
+    the key.
+    """
+    batch, groups = tensors[1].shape[:2]
+    together = [each if index in (1, 2) else each.unflatten(1, (groups, -1))
+                for index, each in enumerate(tensors)]  # fmt: skip
+    for b in range(batch):
+        for g in range(groups):
+            yield b, g, [each[b, g] for each in together]
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, output: Tensor, total: Tensor, block: _Block,
+    scale: float,
+) -> None:  # fmt: skip
+    """Write the block's part of `output` and `total`."""
+    place = output[block.queries]
+    some = query[block.queries].reshape(1, 1, -1, query.shape[-1])
+    merged, logsumexp = None, None
+    for keys, bias in block.pieces:
+        part, seen = _flash(
+            some, key[keys][None, None], value[keys][None, None], 0.0, False,
+            attn_mask=bias, scale=scale,
+        )  # fmt: skip
+        part, seen = part[0, 0].to(total.dtype), seen[0, 0].to(total.dtype)
+        if bias is not None:  # flash attention says 0 of a query that saw nothing
+            seen = seen.masked_fill((bias == -torch.inf).all(-1), -torch.inf)
+        if merged is None or logsumexp is None:
+            merged, logsumexp = part, seen
+            continue
+        both = torch.logaddexp(logsumexp, seen).clamp(min=torch.finfo(total.dtype).min)
+        merged = merged * (logsumexp - both).exp()[:, None] + part * (seen - both).exp()[:, None]
+        logsumexp = torch.logaddexp(logsumexp, seen)
+    assert merged is not None
+    assert logsumexp is not None
+    output[block.queries] = merged.to(output.dtype).reshape(place.shape)
+    total[block.queries] = logsumexp.reshape(place.shape[:-1])
 
 
 def backward(
@@ -138,77 +206,61 @@ def backward(
     value: Tensor,
     output: Tensor,
     total: Tensor,
-    selection: Selection,
+    keys: Tensor,
+    budget: Tensor,
+    active: Tensor,
+    valid: Tensor | None,
     is_causal: bool,
     scale: float,
     window: int,
-    sinks: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `forward`'s first result with respect to query, key and value."""
-    batch, heads, queries, width = query.shape
-    groups = key.shape[1]
-    group = heads // groups
-    if _is_everything(selection, queries, is_causal):
-        repeated = [each.repeat_interleave(group, 1) for each in (key, value)]
+    layout = _Layout.of(query, key, is_causal)
+    if _is_everything(layout, budget, valid):
+        repeated = [each.repeat_interleave(layout.group, 1) for each in (key, value)]
         parts = _flash_backward(
             gradient, query, *repeated, output, total, 0.0, is_causal, scale=scale
         )
-        shared = (each.unflatten(1, (groups, group)).sum(2).contiguous() for each in parts[1:])
+        shared = (each.unflatten(1, (key.shape[1], -1)).sum(2).contiguous() for each in parts[1:])
         return parts[0].contiguous(), *shared
-    exact = torch.promote_types(query.dtype, torch.float32)
-    key_far, value_far = _selected(key, selection), _selected(value, selection)
-    grad_query = torch.empty(batch, groups, group, queries, width, dtype=query.dtype)
-    grad_key, grad_value = (torch.zeros(each.shape, dtype=exact) for each in (key, value))
-    far_key, far_value = (torch.zeros(each.shape, dtype=exact) for each in (key_far, value_far))
-    for tile in _tiles(selection, queries, is_causal, window, query.dtype):
-        rows = tile.last - tile.first
-        near = slice(tile.start, tile.stop)
-        own = [
-            each[:, :, tile.first : tile.last].reshape(batch, groups, group, rows, width)
-            for each in (gradient, query, output)
-        ]
-        logsumexp = total[:, :, tile.first : tile.last].reshape(batch, groups, group, rows)
-        flat = [each.flatten(2, 3) for each in own]
-        bias = None if tile.bias is None else tile.bias.repeat(group, 1)
+    gradients = [torch.zeros(each.shape, dtype=total.dtype) for each in (query, key, value)]
+    total = total.masked_fill(total == -torch.inf, torch.inf)  # weighs all scores with 0
+    lazily = total.masked_fill(active, torch.inf)
+    for b, g, own in _groups(query, key, value, gradient, output, lazily, total, gradients[0]):
+        mine = active[b].unflatten(0, (-1, layout.group))[g]
+        some = None if valid is None else valid[b]
+        *data, lazy_total, full_total, grad_query = own
+        into = grad_query, gradients[1][b, g], gradients[2][b, g]
+        for block in _lazy(layout, keys[b, g], budget[b].tolist(), some, window):
+            _differentiate(*data, lazy_total, into, block, scale)
+        for block in _active(layout, mine, some):
+            _differentiate(*data, full_total, into, block, scale)
+    grad_query, grad_key, grad_value = (each.to(query.dtype) for each in gradients)
+    return grad_query, grad_key, grad_value
+
+
+def _differentiate(
+    query: Tensor, key: Tensor, value: Tensor, gradient: Tensor, output: Tensor, total: Tensor,
+    into: tuple[Tensor, Tensor, Tensor], block: _Block, scale: float,
+) -> None:  # fmt: skip
+    """Add a block's part of the gradients of query, key and value."""
+    grad_query, grad_key, grad_value = into
+    some, up, result = (
+        each[block.queries].reshape(1, 1, -1, query.shape[-1]) for each in (query, gradient, output)
+    )
+    seen = total[block.queries].reshape(1, 1, -1)
+    for keys, bias in block.pieces:
         parts = _flash_backward(
-            flat[0], flat[1], key[:, :, near], value[:, :, near], flat[2], logsumexp.flatten(2, 3),
-            0.0, False, attn_mask=bias, scale=scale,
+            up, some, key[keys][None, None], value[keys][None, None], result, seen, 0.0, False,
+            attn_mask=bias, scale=scale,
         )  # fmt: skip
-        own_gradient = parts[0].reshape(own[1].shape).to(exact)
-        grad_key[:, :, near] += parts[1]
-        grad_value[:, :, near] += parts[2]
-        for b in range(batch):
-            for g in range(groups):
-                for which, keys in _far(selection, tile, b, g, sinks):
-                    some = [each[b, g][:, which].reshape(1, 1, -1, width) for each in own]
-                    parts = _flash_backward(
-                        some[0], some[1],
-                        key_far[None, None, b, g, keys], value_far[None, None, b, g, keys],
-                        some[2], logsumexp[b, g][:, which].reshape(1, 1, -1),
-                        0.0, False, scale=scale,
-                    )  # fmt: skip
-                    own_gradient[b, g][:, which] += parts[0].reshape(group, -1, width)
-                    far_key[b, g, keys] += parts[1][0, 0]
-                    far_value[b, g, keys] += parts[2][0, 0]
-        grad_query[:, :, :, tile.first : tile.last] = own_gradient
-    place = _places(selection, width)
-    grad_key.scatter_add_(2, place, far_key)
-    grad_value.scatter_add_(2, place, far_value)
-    return grad_query.flatten(1, 2), grad_key.to(key.dtype), grad_value.to(value.dtype)
+        grad_query[block.queries] += parts[0].reshape(grad_query[block.queries].shape)
+        grad_key[keys] += parts[1][0, 0]  # no key is in a piece twice
+        grad_value[keys] += parts[2][0, 0]
 
 
-def _is_everything(selection: Selection, queries: int, is_causal: bool) -> bool:
+def _is_everything(layout: _Layout, budget: Tensor, valid: Tensor | None) -> bool:
     """Whether one call of flash attention will do. Its causality counts from the first key."""
-    keys = selection.keys.shape[-1]
-    aligned = not is_causal or queries == keys
-    return aligned and int(selection.budget) == keys and bool(selection.active.all())
-
-
-def _places(selection: Selection, width: int) -> Tensor:
-    selected = selection.keys[..., : int(selection.budget)].long()
-    return selected[..., None].expand(-1, -1, -1, width)
-
-
-def _selected(tensor: Tensor, selection: Selection) -> Tensor:
-    """Rows of the selected keys, one after the other in memory: [B, G, count, D]."""
-    return tensor.gather(2, _places(selection, tensor.shape[-1]))
+    aligned = not layout.is_causal or layout.offset == 0
+    own = budget[:, max(layout.offset, 0) // segment_length(layout.keys) :]
+    return valid is None and aligned and bool((own == EXACT).all())

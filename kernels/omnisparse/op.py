@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import OptionError
 from . import cpu
-from .selection import Choice, Selection, select
+from .selection import Choice, Selection, segment_count, select
 
 __all__ = ["omnisparse_attention"]
 
@@ -23,30 +23,30 @@ __all__ = ["omnisparse_attention"]
 def _select(
     query: Tensor,
     key: Tensor,
+    valid: Tensor | None,
     is_causal: bool,
     scale: float,
     recall: float,
+    active: float,
     heads: float,
     window: int,
     sinks: int,
-    start: int,
-    stop: int,
-    locality: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    choice = Choice(recall, heads, window, sinks, (start, stop), locality)
-    return select(query, key, is_causal, scale, choice)
+    lazy: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    choice = Choice(recall, active, heads, window, sinks, lazy)
+    return select(query, key, valid, is_causal, scale, choice)
 
 
 @_select.register_fake
 def _(query: Tensor, key: Tensor, *settings: Any) -> tuple[Tensor, ...]:
-    batch, heads, queries, _ = query.shape
-    groups, keys = key.shape[1:3]
+    heads = query.shape[1]
+    batch, groups, keys = key.shape[:3]
+    segments = segment_count(keys)
     return (
-        key.new_empty(batch, groups, keys, dtype=torch.int32),
-        key.new_empty((), dtype=torch.int64),
-        key.new_empty(batch, groups, queries, dtype=torch.bool),
-        key.new_empty(batch, heads, dtype=torch.float32),
-        key.new_empty(batch, heads, dtype=torch.int64),
+        key.new_empty(batch, groups, segments, keys, dtype=torch.int32),
+        key.new_empty(batch, segments, dtype=torch.int32),
+        key.new_empty(batch, heads, segments, dtype=torch.float32),
+        key.new_empty(batch, heads, segments, dtype=torch.int32),
     )
 
 
@@ -57,22 +57,29 @@ def _attend(
     value: Tensor,
     keys: Tensor,
     budget: Tensor,
-    active: Tensor,
+    valid: Tensor | None,
     is_causal: bool,
     scale: float,
+    active: float,
     window: int,
-    sinks: int,
-) -> tuple[Tensor, Tensor]:
-    selection = Selection(keys, budget, active, budget, budget)
-    return cpu.forward(query, key, value, selection, is_causal, scale, window, sinks)
+    start: int,
+    stop: int,
+    tail: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return cpu.forward(
+        query, key, value, keys, budget, valid, is_causal, scale, active, window, start, stop, tail
+    )
 
 
 @_attend.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
-    batch, heads, queries, width = query.shape
-    output = query.new_empty(batch, queries, heads, width).transpose(1, 2)
+def _(query: Tensor, key: Tensor, value: Tensor, *settings: Any) -> tuple[Tensor, ...]:
+    batch, heads, queries, _ = query.shape
     exact = torch.promote_types(query.dtype, torch.float32)
-    return output, query.new_empty(batch, heads, queries, dtype=exact)
+    return (
+        query.new_empty(query.shape),
+        query.new_empty(batch, heads, queries, dtype=exact),
+        query.new_empty(batch, heads, queries, dtype=torch.bool),
+    )
 
 
 @torch.library.custom_op("accel::omnisparse_attend_backward", mutates_args=())
@@ -86,14 +93,15 @@ def _attend_backward(
     keys: Tensor,
     budget: Tensor,
     active: Tensor,
+    valid: Tensor | None,
     is_causal: bool,
     scale: float,
     window: int,
-    sinks: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    selection = Selection(keys, budget, active, budget, budget)
-    where = is_causal, scale, window, sinks
-    return cpu.backward(gradient, query, key, value, output, total, selection, *where)
+    return cpu.backward(
+        gradient, query, key, value, output, total, keys, budget, active, valid, is_causal, scale,
+        window,
+    )  # fmt: skip
 
 
 @_attend_backward.register_fake
@@ -107,18 +115,19 @@ def _(
     return query, key, value
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(*inputs[:3], *output, *inputs[3:6])
-    ctx.settings = inputs[6:]
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    query, key, value, keys, budget, valid, is_causal, scale, _, window, *_ = inputs
+    result, total, active = output
+    ctx.mark_non_differentiable(total, active)
+    ctx.save_for_backward(query, key, value, result, total, keys, budget, active, valid)
+    ctx.settings = is_causal, scale, window
 
 
-def _differentiate(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    query, key, value, output, total, *selection = ctx.saved_tensors
+def _differentiate(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     gradients = torch.ops.accel.omnisparse_attend_backward(
-        gradient, query, key, value, output, total, *selection, *ctx.settings
+        gradient, *ctx.saved_tensors, *ctx.settings
     )
-    return *gradients, *[None] * 7
+    return *gradients, *[None] * 10
 
 
 _attend.register_autograd(_differentiate, setup_context=_save)
@@ -131,50 +140,68 @@ def omnisparse_attention(
     *,
     is_causal: bool = False,
     scale: float | None = None,
-    recall: float = 0.95,
+    valid: Tensor | None = None,
+    recall: float = 0.9,
+    active: float = 0.1,
     heads: float = 1.0,
     window: int = 128,
     sinks: int = 4,
-    span: tuple[int, int] = (0, 0),
-    locality: float = 0.95,
+    lazy: str = "selected",
+    span: tuple[int, int] | None = None,
+    tail: int = 16,
 ) -> Tensor:
     """Attention over the keys that matter, after the abstract of OmniSparse (arXiv 2511.12201).
 
     query: [batch, heads, queries, width]; key, value: [batch, key heads, keys, width], where the
     heads are a multiple of the key heads. With `is_causal`, the last query sees the last key (the
     bottom-right corner; for as many queries as keys, what torch does). scale: 1 / sqrt(width).
+    valid: bool [batch, keys]; the others are padding, which nobody sees.
 
-    recall: the share of each head's attention to keep, in (0, 1]; estimated by 128 probe queries.
-    1 is exact attention, and so is what does not pay or can't be estimated (see `Selection`).
+    Every query is lazy or active. An active one sees all keys; a lazy one its neighbourhood, which
+    is its tile of 128 and `window` keys around it, and the keys that were selected for its segment.
+
+    recall: the share of each head's attention that lazy queries keep, in (0, 1]; estimated by 16
+    probe queries of each segment. 1 is exact attention, and so is what does not pay or can't be
+    estimated (see `select`). active: the share of the queries that are active: those that would
+    miss most, by an estimate. 1 is exact attention.
     heads: the quantile of the heads' budgets that all get; 1 is the flattest head's, as in the
-    paper. window: keys around a query's tile of 128 that it always sees. sinks: first keys that
-    every query sees. span: [start, stop) of the queries that may be lazy, such as those of a video;
-    a lazy query sees no far key but the sinks. It is lazy if it pays these and its neighbourhood at
-    least the share `locality` of its attention. Gradients flow through what was looked at.
+    paper. sinks: first keys that every query sees. lazy: "selected" keys or "local" only.
+    span: [start, stop) of the queries that may be lazy, such as those of a video; all others, and
+    the last `tail`, are active. Gradients flow through what was looked at.
 
-    Returns [batch, heads, queries, width]. Raises OptionError for inputs or settings that do not
-    fit, and on other devices than a CPU: there is no kernel for them yet.
+    Returns [batch, heads, queries, width]; 0 for a query that sees no key. Raises OptionError for
+    inputs or settings that do not fit, and on other devices than a CPU: there is no kernel for
+    them yet.
     """
-    choice = Choice(recall, heads, window, sinks, span, locality)
-    _check(query, key, value, is_causal)
+    choice = Choice(recall, active, heads, window, sinks, lazy, span, tail)
+    _check(query, key, value, valid, is_causal)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    return attend_with_selection(query, key, value, is_causal, scale, choice)[0]
+    return attend_with_selection(query, key, value, valid, is_causal, scale, choice)[0]
 
 
 def attend_with_selection(
-    query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float, choice: Choice
-) -> tuple[Tensor, Selection]:
-    """As `omnisparse_attention`, unchecked; the result, and what was looked at."""
-    chosen = torch.ops.accel.omnisparse_select(
-        query.detach(), key.detach(), is_causal, scale, *choice.settings()
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    valid: Tensor | None,
+    is_causal: bool,
+    scale: float,
+    choice: Choice,
+) -> tuple[Tensor, Selection, Tensor]:
+    """As `omnisparse_attention`, unchecked; the result, what was selected, and which queries were
+    active (bool [B, H, N])."""
+    selection = torch.ops.accel.omnisparse_select(
+        query.detach(), key.detach(), valid, is_causal, scale, *choice.selecting()
     )
-    output, _ = torch.ops.accel.omnisparse_attend(
-        query, key, value, *chosen[:3], is_causal, scale, choice.window, choice.sinks
+    output, _, active = torch.ops.accel.omnisparse_attend(
+        query, key, value, *selection[:2], valid, is_causal, scale, *choice.attending()
     )
-    return output, Selection(*chosen)
+    return output, Selection(*selection), active
 
 
-def _check(query: Tensor, key: Tensor, value: Tensor, is_causal: bool) -> None:
+def _check(
+    query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None, is_causal: bool
+) -> None:
     shapes = f"query {list(query.shape)}, key {list(key.shape)}, value {list(value.shape)}"
     if not query.dim() == key.dim() == value.dim() == 4 or key.shape != value.shape:
         raise OptionError(
@@ -197,4 +224,11 @@ def _check(query: Tensor, key: Tensor, value: Tensor, is_causal: bool) -> None:
     if devices != {"cpu"}:
         raise OptionError(
             f"the tensors are on {', '.join(sorted(devices))}; so far this runs on a CPU only"
+        )
+    if valid is not None and (
+        valid.dtype != torch.bool or valid.shape != (key.shape[0], key.shape[2])
+    ):
+        raise OptionError(
+            f"valid is {valid.dtype} {list(valid.shape)}; needed is torch.bool "
+            f"{[key.shape[0], key.shape[2]]}, which keys of each sample are no padding"
         )

@@ -5,11 +5,13 @@ flattest head sets one key budget for all heads. The rules by which that is deci
 
 A query at position `p` always sees its *neighbourhood*: the tile of `TILE` positions that it is in
 and `window` keys before (and, where attention is not causal, after) that tile. Everything beyond is
-*far*. Of the far keys a head reads the selected ones, which are the same for every query.
+*far*. Of the far keys a lazy query sees those that were selected for its *segment*, a run of
+`segment_length` positions; an active query sees them all.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,28 +20,38 @@ from torch import Tensor
 
 from ..errors import OptionError
 
-__all__ = ["TILE", "Choice", "Selection", "neighbourhood", "select"]
+__all__ = [
+    "EXACT",
+    "LAZY",
+    "TILE",
+    "Choice",
+    "Selection",
+    "active_queries",
+    "neighbourhood",
+    "segment_count",
+    "segment_length",
+    "select",
+]
 
-TILE = 128  # queries that share a neighbourhood, and rows of a kernel's tile
-PROBES = 64  # rows of each kind: the last ones, and ones spread over what comes before
-PROBES_AT_ONCE = 8  # few enough for their scores to stay in a CPU's cache: three times faster
-HEAVIEST = 64  # far keys by which a query's far attention is judged
+TILE = 128  # queries that share a neighbourhood, and the rows of a kernel's tile
+SEGMENTS = 64  # at most, so that what is kept of the selection grows with the number of keys only
+PROBES = 16  # rows of each segment whose attention is computed
 WORTH = 0.7  # share of all pairs above which exact attention is as fast
+EXACT = -1  # a budget: every key
+LAZY = ("selected", "local")
 
 
 class Selection(NamedTuple):
-    """What is looked at. B: batch, G: key/value heads, H: query heads, N: queries, M: keys.
+    """What is looked at. B: batch, G: key/value heads, H: query heads, M: keys, S: segments.
 
-    keys: int32 [B, G, M]; the first `budget` of each row are the selected keys, ascending.
-    budget: int64 [], the number that all heads share; M where attention is exact.
-    active: bool [B, G, N]; the others see their neighbourhood and the sinks only.
-    recall: float32 [B, H], the share of the probe rows' attention that is kept.
-    needed: int64 [B, H], the budget at which each head alone reaches the asked recall.
+    keys: int32 [B, G, S, M]; the first `budget` of each row are the selected keys, ascending.
+    budget: int32 [B, S], the number that all heads share; `EXACT` where every key is seen.
+    recall: float32 [B, H, S], the share of the probe rows' attention that is kept.
+    needed: int32 [B, H, S], the budget at which each head alone reaches the asked recall.
     """
 
     keys: Tensor
     budget: Tensor
-    active: Tensor
     recall: Tensor
     needed: Tensor
 
@@ -48,38 +60,58 @@ class Selection(NamedTuple):
 class Choice:
     """How to select.
 
-    recall: share of each head's attention to keep, in (0, 1]; 1 is exact attention.
+    recall: share of each head's attention that lazy queries keep, in (0, 1]; 1 is exact attention.
+    active: share of the queries that see every key, in [0, 1]: those that would miss most.
     heads: the quantile of the heads' budgets that all get; 1 is the flattest head's.
     window: keys of the neighbourhood beyond the tile. sinks: first keys, always selected.
-    span: [start, stop) of the queries that may be lazy; empty by default.
-    locality: a query of the span is lazy if its neighbourhood and the sinks hold at least this
-    share of its attention, in every head of its group.
+    lazy: what lazy queries see besides their neighbourhood: the "selected" keys, or, with "local",
+    the sinks only.
+    span: [start, stop) of the queries that may be lazy; None: all but the last `tail`.
+    tail: so many last queries are always active.
     Raises OptionError for values out of range.
     """
 
-    recall: float = 0.95
+    recall: float = 0.9
+    active: float = 0.1
     heads: float = 1.0
     window: int = 128
     sinks: int = 4
-    span: tuple[int, int] = (0, 0)
-    locality: float = 0.95
+    lazy: str = "selected"
+    span: tuple[int, int] | None = None
+    tail: int = 16
 
     def __post_init__(self) -> None:
-        for name, share in (("recall", self.recall), ("locality", self.locality)):
-            if not 0 < share <= 1:
-                raise OptionError(f"{name} is {share}; needed is a share in (0, 1]")
-        if not 0 <= self.heads <= 1:
-            raise OptionError(f"heads is {self.heads}; needed is a quantile in [0, 1]")
-        if self.window < 0 or self.sinks < 0:
-            raise OptionError(
-                f"window is {self.window} and sinks {self.sinks}; neither can be negative"
-            )
-        if len(self.span) != 2 or not 0 <= self.span[0] <= self.span[1]:
+        if not 0 < self.recall <= 1:
+            raise OptionError(f"recall is {self.recall}; needed is a share in (0, 1]")
+        for name, share in (("active", self.active), ("heads", self.heads)):
+            if not 0 <= share <= 1:
+                raise OptionError(f"{name} is {share}; needed is a number in [0, 1]")
+        for name, count in (("window", self.window), ("sinks", self.sinks), ("tail", self.tail)):
+            if count < 0:
+                raise OptionError(f"{name} is {count}; it can't be negative")
+        if self.lazy not in LAZY:
+            raise OptionError(f"lazy is {self.lazy!r}; it has to be one of {', '.join(LAZY)}")
+        if self.span is not None and (len(self.span) != 2 or not 0 <= self.span[0] <= self.span[1]):
             raise OptionError(f"span is {self.span}; needed is 0 <= start <= stop")
 
-    def settings(self) -> tuple[float | int, ...]:
-        """As the operator takes them, in its order."""
-        return self.recall, self.heads, self.window, self.sinks, *self.span, self.locality
+    def selecting(self) -> tuple[float, float, float, int, int, str]:
+        """What `accel::omnisparse_select` takes, in its order."""
+        return self.recall, self.active, self.heads, self.window, self.sinks, self.lazy
+
+    def attending(self) -> tuple[float, int, int, int, int]:
+        """What `accel::omnisparse_attend` takes, in its order; an open span ends at -1."""
+        return self.active, self.window, *(self.span or (0, -1)), self.tail
+
+
+def segment_length(keys: int) -> int:
+    """Positions of a segment: a multiple of TILE, and at most SEGMENTS segments."""
+    return (keys + SEGMENTS * TILE - 1) // (SEGMENTS * TILE) * TILE
+
+
+def segment_count(keys: int) -> int:
+    """How many segments there are."""
+    length = segment_length(keys)
+    return (keys + length - 1) // length
 
 
 def neighbourhood(
@@ -92,139 +124,217 @@ def neighbourhood(
     return start, stop
 
 
-def select(query: Tensor, key: Tensor, is_causal: bool, scale: float, choice: Choice) -> Selection:
-    """Select for `query` [B, H, N, D] and `key` [B, G, M, D]; queries are the last N positions.
-
-    Everything is selected where the asked recall is 1, where scores are not finite, and where less
-    would not pay: sequences of a few neighbourhoods, and pairs beyond `WORTH` of all pairs.
-    """
-    heads, keys = query.shape[1], key.shape[2]
-    exact = _exact(query, key)
-    if choice.recall >= 1 or keys <= 2 * (choice.window + TILE):
-        return exact
-    far = _far_attention(query, key, is_causal, scale, choice.window)
-    if not far.isfinite().all():
-        return exact
-    rank = far.mean(2)
-    rank[..., : choice.sinks] += 1  # more than any share: these come first
-    order = rank.sort(dim=-1, descending=True, stable=True).indices
-    by_order = far.gather(-1, order[:, :, None].expand_as(far))
-    kept = 1 - far.sum(-1, keepdim=True) + by_order.cumsum(-1)
-    needed = ((kept < choice.recall).sum(-1) + 1).clamp(max(choice.sinks, 1), keys)
-    budgets = needed.flatten(1).sort(dim=-1).values
-    budget = int(budgets[:, round(choice.heads * (heads - 1))].max())
-    selected = order[..., :budget].sort(dim=-1).values
-    if not _pays(selected, query.shape[2], keys, is_causal, choice.window):
-        return exact
-    active = exact.active
-    if choice.span[0] < choice.span[1]:
-        heaviest = order[..., choice.sinks : choice.sinks + HEAVIEST]
-        held = by_order[..., choice.sinks : choice.sinks + HEAVIEST].sum(-1) / far.sum(-1)
-        active = _active(query, key, heaviest, held, is_causal, scale, choice)
-    chosen = torch.cat([selected, order[..., budget:]], dim=-1).int()
-    recall = kept[..., budget - 1].flatten(1).float()
-    return Selection(chosen, exact.budget.new_tensor(budget), active, recall, needed.flatten(1))
-
-
-def _probe_rows(queries: int, is_causal: bool, device: torch.device) -> Tensor:
-    """The last rows, and as many spread over the rows before them (causal: their later half)."""
-    last = max(queries - PROBES, 0)
-    first = last // 2 if is_causal else 0
-    spread = torch.linspace(first, max(last - 1, first), min(PROBES, last - first), device=device)
-    return torch.cat([spread.long().unique(), torch.arange(last, queries, device=device)])
-
-
-def _far_attention(
-    query: Tensor, key: Tensor, is_causal: bool, scale: float, window: int
-) -> Tensor:
-    """How much attention probe rows pay to each key that is far from them: [B, G, H / G, M]."""
-    batch, heads, queries, _ = query.shape
-    groups, keys = key.shape[1:3]
-    rows = _probe_rows(queries, is_causal, query.device)
-    column = torch.arange(keys, device=key.device)
-    far = torch.zeros(batch, groups, heads // groups, keys, device=key.device)
-    for some in rows.split(PROBES_AT_ONCE):
-        position = some + keys - queries
-        seen = int(position[-1]) + 1 if is_causal else keys
-        probes = (query[:, :, some] * scale).unflatten(1, (groups, -1)).flatten(2, 3)
-        scores = (probes @ key[:, :, :seen].transpose(-1, -2)).float()
-        scores = scores.unflatten(2, (-1, len(some)))
-        if is_causal:
-            hidden = int(position[0])
-            scores[..., hidden:].masked_fill_(column[hidden:seen] > position[:, None], -torch.inf)
-        attention = scores.softmax(-1)
-        start, stop = neighbourhood(position, keys, window, is_causal)
-        near = slice(int(start[0]), int(stop[-1]))
-        inside = (column[near] >= start[:, None]) & (column[near] < stop[:, None])
-        attention[..., near].masked_fill_(inside, 0)
-        far[..., :seen] += attention.sum(-2)
-    return far / len(rows)
-
-
-def _pays(selected: Tensor, queries: int, keys: int, is_causal: bool, window: int) -> bool:
-    """Whether selected pairs are few enough against all pairs, counted by tiles of queries."""
-    position = torch.arange(keys - queries, keys, TILE, device=selected.device)
-    start, stop = neighbourhood(position, keys, window, is_causal)
-    if is_causal:
-        stop = (position + TILE).clamp(max=keys)
-    borders = torch.stack([start, stop]).expand(*selected.shape[:2], -1, -1).flatten(2)
-    before, upto = torch.searchsorted(selected, borders.contiguous()).chunk(2, dim=-1)
-    far = before if is_causal else before + selected.shape[-1] - upto
-    pairs = (far + (stop - start)).float().mean((0, 1)).sum()
-    everything = stop.sum() if is_causal else keys * len(position)
-    return bool(pairs < WORTH * everything)
-
-
-def _active(
+def select(
     query: Tensor,
     key: Tensor,
-    heaviest: Tensor,
-    held: Tensor,
+    valid: Tensor | None,
     is_causal: bool,
     scale: float,
     choice: Choice,
-) -> Tensor:
-    """Queries of the span that look far; [B, G, N].
+) -> Selection:
+    """Select for `query` [B, H, N, D] and `key` [B, G, M, D]; queries are the last N positions.
 
-    A query's far attention is judged by `heaviest` [B, G, K], the far keys that most attention goes
-    to, which hold the share `held` [B, G, H / G] of it in the probe rows.
+    valid: bool [B, M], the keys that may be seen (the others are padding); None: all.
+    A segment is exact where the asked recall is 1, where scores are not finite, and where less
+    would not pay: short ones, and budgets beyond `WORTH` of all pairs.
     """
-    batch, _, queries, width = query.shape
-    groups, keys = key.shape[1:3]
-    active = torch.ones(batch, groups, queries, dtype=torch.bool, device=query.device)
-    column = torch.arange(keys, device=key.device)
-    few = key.gather(2, heaviest[..., None].expand(-1, -1, -1, width))
-    first, last = max(choice.span[0], 0), min(choice.span[1], queries)
-    for tile in range(first, last, TILE):
-        rows = torch.arange(tile, min(tile + TILE, last), device=query.device)
-        position = rows + keys - queries
-        start, stop = neighbourhood(position, keys, choice.window, is_causal)
-        near = slice(int(start[0]), int(stop[-1]))
-        probes = (query[:, :, rows] * scale).unflatten(1, (groups, -1))  # [B, G, H / G, rows, D]
-        inside = (column[near] >= start[:, None]) & (column[near] < stop[:, None])
-        scores = (probes @ key[:, :, None, near].transpose(-1, -2)).float()
-        here = scores.masked_fill_(~inside, -torch.inf).logsumexp(-1)
-        sinks = (probes @ key[:, :, None, : choice.sinks].transpose(-1, -2)).float()
-        sinks.masked_fill_(column[: choice.sinks] >= start[:, None], -torch.inf)
-        here = torch.logaddexp(here, sinks.logsumexp(-1))
-        there = (probes @ few[:, :, None].transpose(-1, -2)).float()
-        beyond = heaviest[:, :, None, None] < start[:, None]
-        if not is_causal:
-            beyond = beyond | (heaviest[:, :, None, None] >= stop[:, None])
-        there = there.masked_fill_(~beyond, -torch.inf).logsumexp(-1) - held[..., None].log()
-        share = (here - there).sigmoid()
-        active[:, :, rows] = (share < choice.locality).any(2)
-    return active
+    heads, queries = query.shape[1:3]
+    batch, groups, keys = key.shape[:3]
+    length = segment_length(keys)
+    segments = segment_count(keys)
+    selection = _exact(key, heads, segments)
+    if choice.recall >= 1 or choice.active >= 1 or queries > keys:
+        return selection
+    for segment in range((keys - queries) // length, segments):
+        first, last = max(segment * length, keys - queries), min((segment + 1) * length, keys)
+        dense = (first + last) / 2 if is_causal else keys
+        near = choice.window + TILE / 2 if is_causal else 2 * choice.window + TILE
+        affordable = (WORTH - choice.active) * dense - near
+        if affordable <= choice.sinks:
+            continue
+        if choice.lazy == "local":
+            far = torch.zeros(batch, groups, heads // groups, last, device=key.device)
+        else:
+            rows = torch.linspace(first - 1, last - 1, PROBES + 1).long()[1:].unique()
+            far = _far_attention(query, key, valid, rows, is_causal, scale, choice.window)
+        _share_budget(selection, segment, far, valid, affordable, choice)
+    return selection
 
 
-def _exact(query: Tensor, key: Tensor) -> Selection:
-    batch, heads, queries, _ = query.shape
+def _far_attention(
+    query: Tensor,
+    key: Tensor,
+    valid: Tensor | None,
+    position: Tensor,
+    is_causal: bool,
+    scale: float,
+    window: int,
+) -> Tensor:
+    """How much attention the probe rows at these positions pay to keys far from them, on average:
+    [B, G, H / G, keys up to the last row's]."""
     groups, keys = key.shape[1:3]
-    device = key.device
+    queries = query.shape[2]
+    seen = int(position[-1]) + 1 if is_causal else keys
+    start, stop = neighbourhood(position, keys, window, is_causal)
+    bounds = torch.stack([position, start, stop]).to(key.device)[..., None]
+    rows = (position - (keys - queries)).to(key.device)
+    column = torch.arange(seen, device=key.device)
+    probes = (query[:, :, rows] * scale).unflatten(1, (groups, -1)).flatten(2, 3)
+    scores = (probes @ key[:, :, :seen].transpose(-1, -2)).float().unflatten(2, (-1, len(rows)))
+    if is_causal:
+        first = int(position[0])
+        scores[..., first:].masked_fill_(column[first:] > bounds[0], -torch.inf)
+    if valid is not None:
+        scores.masked_fill_(~valid[:, None, None, None, :seen], -torch.inf)
+    attention = scores.softmax(-1)
+    lowest, highest = int(start[0]), min(int(stop[-1]), seen)
+    near = column[lowest:highest]
+    attention[..., lowest:highest].masked_fill_((near >= bounds[1]) & (near < bounds[2]), 0)
+    if valid is None:
+        return attention.mean(-2)
+    looking = valid[:, position.to(key.device)]  # rows of padding count for nothing
+    attention.masked_fill_(~looking[:, None, None, :, None], 0)
+    return attention.sum(-2) / looking.sum(-1).clamp(min=1)[:, None, None, None]
+
+
+def _share_budget(
+    selection: Selection,
+    segment: int,
+    far: Tensor,
+    valid: Tensor | None,
+    affordable: float,
+    choice: Choice,
+) -> None:
+    """Write one segment of a selection.
+
+    far: [B, G, H / G, M'], the attention to far keys. affordable: keys, beyond which it is exact.
+    """
+    seen = far.shape[-1]
+    rank = far.mean(2)
+    if valid is None:
+        rank[..., : choice.sinks] += 1  # more than any share: these come first
+    else:
+        usable = valid[:, :seen]
+        sinks = usable & (usable.cumsum(-1) <= choice.sinks)
+        rank = rank + sinks[:, None] - (~usable)[:, None].to(rank.dtype)
+    order = rank.sort(dim=-1, descending=True, stable=True).indices
+    kept = 1 - far.sum(-1, keepdim=True) + _by(order, far).cumsum(-1)
+    needed = ((kept < choice.recall).sum(-1) + 1).clamp(max=seen).flatten(1)
+    quantile = round(choice.heads * (needed.shape[1] - 1))
+    budget = needed.sort(dim=-1).values[:, quantile].clamp(min=min(choice.sinks, seen))
+    if valid is not None:
+        budget = budget.minimum(usable.sum(-1))
+    most = int(budget.max())  # what lies beyond is never read
+    chosen = torch.where(torch.arange(most, device=far.device) < budget[:, None, None],
+                         order[..., :most], seen)  # fmt: skip
+    recall = kept.gather(
+        -1, (budget - 1).clamp(min=0)[:, None, None, None].expand_as(kept[..., :1])
+    )
+    exact = (budget > affordable) | ~far.isfinite().all(-1).flatten(1).all(-1)
+    selection.keys[:, :, segment, :most] = chosen.sort(dim=-1).values.int()
+    selection.budget[:, segment] = budget.masked_fill(exact, EXACT).int()
+    selection.needed[:, :, segment] = needed.int()
+    selection.recall[:, :, segment] = recall[..., 0].flatten(1).masked_fill(exact[:, None], 1)
+
+
+def _by(order: Tensor, far: Tensor) -> Tensor:
+    return far.gather(-1, order[:, :, None].expand_as(far))
+
+
+def active_queries(
+    query: Tensor,
+    key: Tensor,
+    valid: Tensor | None,
+    total: Tensor,
+    budget: Tensor,
+    is_causal: bool,
+    scale: float,
+    active: float,
+    window: int,
+    start: int,
+    stop: int,
+    tail: int,
+) -> Tensor:
+    """Which queries see every key: bool [B, H, N].
+
+    total: [B, H, N], the log-sum-exp of what each query has seen as a lazy one. Those that miss
+    most, of those that may be lazy, are the share `active` of each sample; see `_missed`. In exact
+    segments nobody has to be: there every query sees every key.
+    """
+    heads, queries = total.shape[1:]
+    stop = queries if stop < 0 else stop
+    row = torch.arange(queries, device=total.device)
+    lazy = slice(min(start, queries), max(min(stop, queries - tail), min(start, queries)))
+    may_be_lazy = (row >= lazy.start) & (row < lazy.stop)
+    chosen = (~may_be_lazy).expand(total.shape)
+    count = math.ceil(active * heads * (lazy.stop - lazy.start))
+    if count:
+        missed = _missed(query, key, valid, total, is_causal, scale, window)
+        missed = missed.nan_to_num(nan=torch.inf)[..., lazy].flatten(1)
+        most = torch.zeros_like(missed, dtype=torch.bool)
+        most.scatter_(1, missed.topk(count, sorted=False).indices, True)
+        chosen = chosen.clone()
+        chosen[..., lazy] = most.unflatten(1, (heads, -1))
+    keys = key.shape[2]
+    segment = (row + keys - queries).div(segment_length(keys), rounding_mode="floor").clamp(min=0)
+    chosen = chosen & (budget != EXACT)[:, None, segment]
+    if valid is not None and is_causal:
+        chosen &= valid[:, None, keys - queries :]  # padding asks for nothing
+    return chosen
+
+
+def _missed(
+    query: Tensor,
+    key: Tensor,
+    valid: Tensor | None,
+    total: Tensor,
+    is_causal: bool,
+    scale: float,
+    window: int,
+) -> Tensor:
+    """Estimate of each query's far attention, against what it has seen; a logarithm, [B, H, N].
+
+    As if far keys were normally distributed around their mean m with covariance C:
+    log sum exp(q k) = log n + q m + q C q / 2. Sums over whole tiles, a tile's for all its queries.
+    The values are too high or low by as much for all queries, so that only their order is of use.
+    """
+    groups, keys = key.shape[1:3]
+    queries = query.shape[2]
+    tiles = -(-keys // TILE)
+    padding = tiles * TILE - keys
+    seen = key.float() if valid is None else key.float() * valid[:, None, :, None]
+    seen = torch.nn.functional.pad(seen, (0, 0, 0, padding)).unflatten(2, (tiles, TILE))
+    there = key.new_ones(key.shape[0], keys) if valid is None else valid
+    counts = torch.nn.functional.pad(there.float(), (0, padding)).unflatten(1, (tiles, TILE)).sum(2)
+    sums = [
+        torch.nn.functional.pad(each.cumsum(2), (0,) * (2 * (each.dim() - 3)) + (1, 0))
+        for each in (counts[:, None], seen.sum(3), seen.transpose(3, 4) @ seen)
+    ]
+    own = torch.arange((keys - queries) // TILE, tiles, device=key.device)
+    before = (own - -(-window // TILE)).clamp(min=0)
+    far = [each[:, :, before] for each in sums]
+    if not is_causal:
+        behind = (own + 1 + -(-window // TILE)).clamp(max=tiles)
+        far = [some + every[:, :, -1:] - every[:, :, behind]
+               for some, every in zip(far, sums, strict=True)]  # fmt: skip
+    count = far[0].clamp(min=1)[..., None]  # [B, 1, T, 1]
+    mean = far[1] / count  # [B, G, T, D]
+    covariance = far[2] / count[..., None] - mean[..., None] * mean[..., None, :]
+    lead, behind_last = (keys - queries) % TILE, padding
+    rows = torch.nn.functional.pad(query.float() * scale, (0, 0, lead, behind_last))
+    rows = rows.unflatten(1, (groups, -1)).unflatten(3, (len(own), TILE))  # [B, G, R, T, TILE, D]
+    along = (rows @ mean[:, :, None, :, :, None])[..., 0]
+    spread = ((rows @ covariance[:, :, None]) * rows).sum(-1)
+    estimate = along + spread / 2 + far[0].log()[:, :, None, :, None]
+    estimate = estimate.flatten(3, 4)[..., lead : lead + queries].flatten(1, 2)
+    return estimate - total
+
+
+def _exact(key: Tensor, heads: int, segments: int) -> Selection:
+    batch, groups, keys = key.shape[:3]
     return Selection(
-        torch.arange(keys, dtype=torch.int32, device=device).repeat(batch, groups, 1),
-        torch.tensor(keys, device=device),
-        torch.ones(batch, groups, queries, dtype=torch.bool, device=device),
-        torch.ones(batch, heads, device=device),
-        torch.full((batch, heads), keys, device=device),
+        key.new_zeros(batch, groups, segments, keys, dtype=torch.int32),
+        key.new_full((batch, segments), EXACT, dtype=torch.int32),
+        key.new_ones(batch, heads, segments, dtype=torch.float32),
+        key.new_full((batch, heads, segments), keys, dtype=torch.int32),
     )

@@ -9,11 +9,12 @@ import accel
 import pytest
 import torch
 from accel.kernels.omnisparse import cpu, omnisparse_attention, reference
-from accel.kernels.omnisparse.selection import Choice, Selection, select
+from accel.kernels.omnisparse.selection import EXACT, Choice, segment_count, select
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 WINDOW, SINKS = 16, 2
+LAZY = (0.0, WINDOW, 0, -1, 0)  # no query is active
 
 
 def inputs(
@@ -24,79 +25,95 @@ def inputs(
     return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
 
 
-def random_selection(
-    groups: int, queries: int, keys: int, share: float, batch: int = 2
-) -> Selection:
-    """Another set of keys in each head, the sinks among them, and a third of the queries lazy."""
+def random_selection(groups: int, keys: int, batch: int = 2) -> tuple[Tensor, Tensor]:
+    """Another set of keys in each head and segment, and every fourth segment exact."""
     generator = torch.Generator().manual_seed(keys)
-    order = torch.rand(batch, groups, keys, generator=generator)
-    order[..., :SINKS] = -1
-    count = max(int(share * keys), min(SINKS, keys))
-    order = order.argsort(-1)
-    chosen = torch.cat([order[..., :count].sort(-1).values, order[..., count:]], -1)
-    active = torch.rand(batch, groups, queries, generator=generator) > 1 / 3
-    nothing = torch.zeros(())
-    return Selection(chosen.int(), torch.tensor(count), active, nothing, nothing)
+    segments = segment_count(keys)
+    budget = torch.randint(keys // 2 + 1, (batch, segments), generator=generator)
+    order = torch.rand(batch, groups, segments, keys, generator=generator).argsort(-1)
+    unused = torch.arange(keys) >= budget[:, None, :, None]
+    chosen = order.masked_fill(unused, keys).sort(-1).values
+    budget[:, 3::4] = EXACT
+    return chosen.int(), budget.int()
+
+
+def some_padding(batch: int, keys: int) -> Tensor:
+    """On the left of the first sample, on the right of the second, and nothing left of the last."""
+    valid = torch.ones(batch, keys, dtype=torch.bool)
+    valid[0, : keys // 3] = False
+    valid[1, -(keys // 4) :] = False
+    valid[2:] = False
+    return valid
 
 
 def expected(
-    tensors: list[Tensor], selection: Selection, is_causal: bool, gradient: Tensor
+    tensors: list[Tensor], allowed: Tensor, scale: float, gradient: Tensor
 ) -> list[Tensor]:
     """Result, log-sum-exp and gradients by the reference in float64."""
     query, key, value = (each.detach().double().requires_grad_() for each in tensors)
-    allowed = reference.visible(selection, query.shape[2], is_causal, WINDOW, SINKS)
-    scale = 1 / math.sqrt(query.shape[-1])
     output, total = reference.attend(query, key, value, allowed, scale)
     return [output, total, *torch.autograd.grad(output, [query, key, value], gradient.double())]
 
 
 def relative(got: Tensor, wanted: Tensor) -> float:
-    return float(
-        (got.detach().double() - wanted.detach()).norm() / wanted.detach().norm().clamp(min=0.1)
+    """Of the finite numbers; which are not has to be the same."""
+    finite = wanted.isfinite()
+    assert got.isfinite().equal(finite)
+    got, wanted = got.detach().double()[finite], wanted.detach()[finite]
+    return float((got - wanted).norm() / wanted.norm().clamp(min=1))
+
+
+def check(
+    tensors: list[Tensor], padded: bool, is_causal: bool, active: float, limit: float
+) -> Tensor:
+    """Values and gradients against the reference; which queries were active."""
+    query, key, _ = tensors
+    keys, budget = random_selection(key.shape[1], key.shape[2], len(key))
+    valid = some_padding(len(key), key.shape[2]) if padded else None
+    gradient, scale = torch.randn_like(query), 1 / math.sqrt(query.shape[-1])
+    output, total, chosen = torch.ops.accel.omnisparse_attend(
+        *tensors, keys, budget, valid, is_causal, scale, active, WINDOW, 0, -1, 1
     )
-
-
-@pytest.mark.parametrize("is_causal", [True, False])
-@pytest.mark.parametrize(
-    ("heads", "groups", "queries", "keys", "width"),
-    [
-        (1, 1, 1, 1, 32), (4, 2, 63, 63, 64), (8, 1, 65, 65, 32), (2, 2, 1000, 1000, 64),
-        (6, 2, 300, 1000, 128), (2, 1, 1, 700, 256), (3, 3, 129, 513, 48),
-    ],
-)  # fmt: skip
-def test_values_and_gradients(
-    heads: int, groups: int, queries: int, keys: int, width: int, is_causal: bool
-) -> None:
-    tensors = inputs(heads, groups, queries, keys, width, torch.float32)
-    selection = random_selection(groups, queries, keys, 0.3)
-    gradient = torch.randn_like(tensors[0])
-    where: tuple[Any, ...] = (is_causal, 1 / math.sqrt(width), WINDOW, SINKS)
-    chosen = selection[:3]
-    output, total = torch.ops.accel.omnisparse_attend(*tensors, *chosen, *where)
     got = [output, total, *torch.autograd.grad(output, tensors, gradient)]
-    for one, other in zip(got, expected(tensors, selection, is_causal, gradient), strict=True):
-        assert relative(one, other) < 1e-5
+    allowed = reference.visible(keys, budget, chosen, valid, is_causal, WINDOW)
+    for one, other in zip(got, expected(tensors, allowed, scale, gradient), strict=True):
+        assert relative(one, other) < limit
+    return chosen
+
+
+SHAPES = [
+    (1, 1, 1, 1, 32), (4, 2, 63, 63, 64), (8, 1, 65, 65, 32), (2, 2, 1000, 1000, 64),
+    (6, 2, 300, 1000, 128), (2, 1, 1, 700, 256), (3, 3, 129, 513, 48),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("active", [0.0, 0.2])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize(("heads", "groups", "queries", "keys", "width"), SHAPES)
+def test_values_and_gradients(
+    heads: int, groups: int, queries: int, keys: int, width: int, is_causal: bool, padded: bool,
+    active: float,
+) -> None:  # fmt: skip
+    tensors = inputs(heads, groups, queries, keys, width, torch.float32, batch=3 if padded else 2)
+    chosen = check(tensors, padded, is_causal, active, 1e-5)
+    if queries > 128 and not padded:
+        assert bool(chosen.any()) or not active
+        assert not chosen.all()
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
 def test_low_precision(dtype: torch.dtype, limit: float) -> None:
     """To the rounding of results (bfloat16: 2^-8); sums are in float32."""
     tensors = inputs(4, 2, 300, 300, 64, dtype)
-    selection = random_selection(2, 300, 300, 0.3)
-    gradient = torch.randn_like(tensors[0])
-    output, total = torch.ops.accel.omnisparse_attend(
-        *tensors, *selection[:3], True, 0.125, WINDOW, SINKS
-    )
-    assert (output.dtype, total.dtype) == (dtype, torch.float32)
-    got = [output, total, *torch.autograd.grad(output, tensors, gradient)]
-    for one, other in zip(got, expected(tensors, selection, True, gradient), strict=True):
-        assert relative(one, other) < limit
+    check(tensors, False, True, 0.1, limit)
 
 
+@pytest.mark.parametrize("settings", [{"recall": 1.0}, {"active": 1.0}])
 @pytest.mark.parametrize("is_causal", [True, False])
-def test_full_recall_is_dense_attention(is_causal: bool) -> None:
+def test_everything_is_dense_attention(is_causal: bool, settings: dict[str, Any]) -> None:
     tensors = inputs(4, 2, 600, 600, 32, torch.float32)
-    got = omnisparse_attention(*tensors, is_causal=is_causal, recall=1.0, span=(0, 600))
+    got = omnisparse_attention(*tensors, is_causal=is_causal, **settings)
     wanted = scaled_dot_product_attention(*tensors, is_causal=is_causal, enable_gqa=True)
     torch.testing.assert_close(got, wanted)
     gradient = torch.randn_like(got)
@@ -108,8 +125,8 @@ def test_full_recall_is_dense_attention(is_causal: bool) -> None:
 def test_every_key_selected_tile_by_tile() -> None:
     """What a budget that keeps everything computes by the sparse way."""
     query, key, value = (each.detach() for each in inputs(4, 2, 200, 600, 32, torch.float32))
-    full = select(query, key, True, 0.2, Choice(recall=1.0))
-    output, _ = cpu.forward(query, key, value, full, True, 0.2, WINDOW, SINKS)
+    full = select(query, key, None, True, 0.2, Choice(recall=1.0))
+    output, *_ = cpu.forward(query, key, value, *full[:2], None, True, 0.2, *LAZY)
     mask = torch.ones(200, 600, dtype=torch.bool).tril(400)
     wanted = scaled_dot_product_attention(
         query, key, value, attn_mask=mask, scale=0.2, enable_gqa=True
@@ -117,26 +134,26 @@ def test_every_key_selected_tile_by_tile() -> None:
     torch.testing.assert_close(output, wanted)
 
 
-@pytest.mark.parametrize("share", [0.3, 1.0])
+@pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("is_causal", [True, False])
-def test_torch_accepts_the_operators(share: float, is_causal: bool) -> None:
+def test_torch_accepts_the_operators(exact: bool, is_causal: bool) -> None:
     """Layouts too, on which compiled code relies: by the sparse way and by the exact one."""
-    tensors = inputs(4, 2, 200, 200, 16, torch.float32, batch=1)
-    torch.library.opcheck(
-        torch.ops.accel.omnisparse_select,
-        (*(each.detach() for each in tensors[:2]), is_causal, 0.25, 0.9, 1.0, 16, 2, 0, 100, 0.9),
-    )
-    selection = random_selection(2, 200, 200, share, batch=1)
-    if share == 1:
-        selection = selection._replace(active=torch.ones_like(selection.active))
-    where = (is_causal, 0.25, WINDOW, SINKS)
-    torch.library.opcheck(torch.ops.accel.omnisparse_attend, (*tensors, *selection[:3], *where))
+    tensors = inputs(4, 2, 700, 700, 16, torch.float32, batch=1)
     plain = [each.detach() for each in tensors]
-    output, total = torch.ops.accel.omnisparse_attend(*plain, *selection[:3], *where)
+    choice = Choice(recall=0.5, window=WINDOW)
+    scored = (*plain[:2], None, is_causal, 0.25)
+    torch.library.opcheck(torch.ops.accel.omnisparse_select, (*scored, *choice.selecting()))
+    keys, budget = random_selection(2, 700, 1)
+    if exact:
+        budget.fill_(EXACT)
+    where = (keys, budget, None, is_causal, 0.25, *choice.attending())
+    torch.library.opcheck(torch.ops.accel.omnisparse_attend, (*tensors, *where))
+    output, total, active = torch.ops.accel.omnisparse_attend(*plain, *where)
     torch.library.opcheck(
         torch.ops.accel.omnisparse_attend_backward,
-        (torch.randn_like(output), *plain, output, total, *selection[:3], *where),
-    )
+        (torch.randn_like(output), *plain, output, total, keys, budget, active, None, is_causal,
+         0.25, WINDOW),
+    )  # fmt: skip
 
 
 def test_one_graph_for_all_lengths() -> None:
@@ -170,7 +187,13 @@ def tensors_like(**changes: Any) -> list[Tensor]:
         (tensors_like(query=(1, 4, 9, 16)), {"is_causal": True}, "as many keys as queries"),
         (tensors_like(), {"recall": 0.0}, "recall is 0.0"),
         (tensors_like(), {"recall": 1.1}, "recall is 1.1"),
-        (tensors_like(), {"locality": 2.0}, "locality is 2.0"),
+        (tensors_like(), {"active": 2.0}, "active is 2.0"),
+        (tensors_like(), {"lazy": "none"}, "lazy is 'none'"),
+        (
+            tensors_like(),
+            {"valid": torch.ones(8, dtype=torch.bool)},
+            r"needed is torch.bool \[1, 8\]",
+        ),
         (tensors_like(), {"heads": -0.5}, "heads is -0.5"),
         (tensors_like(), {"window": -1}, "window is -1"),
         (tensors_like(), {"span": (5, 2)}, r"span is \(5, 2\)"),

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from accel.kernels.omnisparse import reference
-from accel.kernels.omnisparse.selection import Choice, Selection, select
-from hypothesis import given
+from accel.kernels.omnisparse.op import attend_with_selection
+from accel.kernels.omnisparse.selection import (
+    EXACT,
+    TILE,
+    Choice,
+    Selection,
+    segment_count,
+    segment_length,
+    select,
+)
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 LENGTH, WIDTH, SCALE = 1024, 16, 1.0
 
@@ -23,93 +36,158 @@ def planted(columns: list[int], strength: float = 6.0, seed: int = 0) -> tuple[T
     return query, key
 
 
-def chosen(selection: Selection) -> list[int]:
-    found: list[int] = selection.keys[0, 0, : int(selection.budget)].tolist()
+def chosen(selection: Selection, segment: int = -1) -> list[int]:
+    count = int(selection.budget[0, segment])
+    found: list[int] = selection.keys[0, 0, segment, :count].tolist()
     return found
 
 
 def test_the_columns_that_matter_are_found() -> None:
     columns = [40, 100, 333, 500]
-    selection = select(*planted(columns, 9.0), True, SCALE, Choice(0.9, sinks=2))
+    selection = select(*planted(columns, 9.0), None, True, SCALE, Choice(0.9, sinks=2))
     assert chosen(selection)[:6] == [0, 1, *columns]
-    assert selection.recall.min() >= 0.9
-    assert int(selection.budget) == selection.needed.max()
+    assert chosen(selection, 4)[:4] == [0, 1, 40, 100]  # 333 is in its neighbourhood
+    assert chosen(selection, 4)[-1] < 4 * TILE - 128
+    assert (selection.recall >= 0.9).all()
+    sparse = selection.budget[0] != EXACT
+    assert sparse.tolist() == [False] * 3 + [True] * 5  # the first ones see too little
+    assert selection.needed.amax(1)[0, sparse].equal(selection.budget[0, sparse])
 
 
+@settings(max_examples=25, deadline=None)
 @given(st.floats(0.05, 0.9), st.booleans(), st.integers(0, 5), st.integers(0, 256))
 def test_budgets(recall: float, is_causal: bool, sinks: int, window: int) -> None:
     """Every head keeps what was asked, its own budget is the smallest, and keys ascend."""
     query, key = planted([5, 77, 300], 4.0, seed=window)
-    selection = select(query, key, is_causal, SCALE, Choice(recall, 1.0, window, sinks))
-    count = int(selection.budget)
-    keys = chosen(selection)
-    assert keys == sorted(set(keys))
-    assert sorted(selection.keys[0, 0].tolist()) == list(range(LENGTH))
+    choice = Choice(recall, 0.0, 1.0, window, sinks)
+    selection = select(query, key, None, is_causal, SCALE, choice)
+    smaller = select(query, key, None, is_causal, SCALE, replace(choice, recall=recall / 2))
     assert (selection.recall >= recall - 1e-5).all()
-    if count < LENGTH:
+    for segment, count in enumerate(selection.budget[0].tolist()):
+        if count == EXACT:
+            continue
+        keys = chosen(selection, segment)
+        assert keys == sorted(set(keys))
         assert keys[:sinks] == list(range(sinks))
-        assert count == selection.needed.max()
-        smaller = select(query, key, is_causal, SCALE, Choice(recall / 2, 1.0, window, sinks))
-        assert smaller.needed.max() <= count
+        assert count == max(int(selection.needed[0, :, segment].max()), sinks)
+        assert (smaller.needed <= selection.needed)[0, :, segment].all()
 
 
 def test_recall_is_that_of_the_probe_rows() -> None:
-    """Against dense attention: with 64 queries every one is a probe."""
+    """Against dense attention: with 16 queries every one is a probe."""
     query, key = planted([3, 200, 201, 400], 3.0)
-    query = query[:, :, -64:]
-    selection = select(query, key, True, SCALE, Choice(0.6, window=64))
-    assert int(selection.budget) < LENGTH
-    allowed = reference.visible(selection, 64, True, 64, 4)
+    query = query[:, :, -16:]
+    selection = select(query, key, None, True, SCALE, Choice(0.6, window=64))
+    assert chosen(selection)
+    active = torch.zeros(1, 2, 16, dtype=torch.bool)
+    allowed = reference.visible(*selection[:2], active, None, True, 64)
     scores = query @ key.transpose(-1, -2) * SCALE
-    causal = torch.ones(64, LENGTH, dtype=torch.bool).tril(LENGTH - 64)
+    causal = torch.ones(16, LENGTH, dtype=torch.bool).tril(LENGTH - 16)
     attention = scores.masked_fill(~causal, -torch.inf).softmax(-1)
     kept = (attention * allowed).sum(-1).mean(-1)
-    torch.testing.assert_close(kept, selection.recall)
+    torch.testing.assert_close(kept, selection.recall[..., -1])
 
 
 def test_the_flattest_head_sets_the_budget() -> None:
     query, key = planted([40, 100], 8.0)
     query[:, 1, :, 0] = 0.5  # flatter
-    both = select(query, key, True, SCALE, Choice(0.6))
-    assert both.needed[0, 1] > both.needed[0, 0]
-    assert int(both.budget) == both.needed[0, 1]
-    lower = select(query, key, True, SCALE, Choice(0.6, heads=0.0))
-    assert int(lower.budget) == both.needed[0, 0]
-    assert lower.recall[0, 1] < 0.6 <= lower.recall[0, 0]
+    both = select(query, key, None, True, SCALE, Choice(0.6))
+    assert both.needed[0, 1, -1] > both.needed[0, 0, -1]
+    assert both.budget[0, -1] == both.needed[0, 1, -1]
+    lower = select(query, key, None, True, SCALE, Choice(0.6, heads=0.0))
+    assert lower.budget[0, -1] == both.needed[0, 0, -1]
+    assert lower.recall[0, 1, -1] < 0.6 <= lower.recall[0, 0, -1]
 
 
 @pytest.mark.parametrize(
-    "case", ["all asked", "short", "flat", "not finite in keys", "not finite in queries"]
+    "case",
+    ["all asked", "all active", "short", "flat", "not finite in keys", "not finite in queries"],
 )
 def test_exact(case: str) -> None:
     query, key = planted([40], 8.0)
-    recall = 1.0 if case == "all asked" else 0.9
-    if case == "short":
-        query, key = query[:, :, :512], key[:, :, :512]
+    choice = Choice()
+    if case == "all asked":
+        choice = Choice(recall=1.0)
+    elif case == "all active":
+        choice = Choice(active=1.0)
+    elif case == "short":
+        query, key = query[:, :, :256], key[:, :, :256]
     elif case == "flat":
         query, key = torch.zeros_like(query), torch.zeros_like(key)
     elif case == "not finite in keys":
         key[0, 0, 7, 3] = torch.nan
     elif case == "not finite in queries":
         query[0, 0, -1, 3] = torch.nan
-    selection = select(query, key, True, SCALE, Choice(recall, span=(0, 400)))
-    assert int(selection.budget) == key.shape[2]
-    assert selection.active.all()
-    assert (selection.recall == 1).all()
+    selection = select(query, key, None, True, SCALE, choice)
+    own = slice(-1, None) if case == "not finite in queries" else slice(None)
+    assert (selection.budget[:, own] == EXACT).all()
+    assert (selection.recall[..., own] == 1).all()
 
 
-@pytest.mark.parametrize(("is_causal", "sinks"), [(True, 4), (False, 4), (True, 0)])
-def test_lazy_queries(is_causal: bool, sinks: int) -> None:
-    """Rows that look at their neighbours only, in the span that was named."""
-    query, key = planted([40, 100], 8.0)
-    tiles = torch.arange(LENGTH) // 128
-    key[0, 0, :, 1:9] += 8.0 * torch.nn.functional.one_hot(tiles, 8)  # each tile's own direction
-    local = torch.zeros(LENGTH, dtype=torch.bool)
-    local[300:350] = True
-    query[:, :, local, 0] = 0
-    query[:, :, local, 1:9] += 4.0 * torch.nn.functional.one_hot(tiles[local], 8)
-    selection = select(query, key, is_causal, SCALE, Choice(0.6, sinks=sinks, span=(256, 640)))
-    assert int(selection.budget) < LENGTH
-    assert selection.active[0, 0].logical_not().equal(local)
-    nowhere = select(query, key, is_causal, SCALE, Choice(0.6))
-    assert nowhere.active.all()
+def test_local_queries_see_the_sinks_only() -> None:
+    selection = select(*planted([40, 100]), None, True, SCALE, Choice(lazy="local", sinks=3))
+    assert chosen(selection) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_is_as_if_it_were_not_there(side: str) -> None:
+    """Sinks are the first keys that are none, and budgets do not depend on it."""
+    query, key = planted([40, 100, 700], 9.0)
+    valid = torch.ones(1, LENGTH, dtype=torch.bool)
+    if side == "left":
+        valid[:, :256] = False
+    else:
+        valid[:, 896:] = False
+    choice = Choice(0.8, sinks=2)
+    selection = select(query, key, valid, True, SCALE, choice)
+    some = chosen(selection, 6)
+    if side == "left":
+        assert some[:2] == [256, 257]
+        key, query = key[:, :, 256:], query[:, :, 256:]
+        plain = select(query, key, None, True, SCALE, choice)
+        assert [place - 256 for place in some] == chosen(plain, 4)
+    else:
+        plain = select(query, key, None, True, SCALE, choice)
+        assert some == chosen(plain, 6)
+        assert max(chosen(selection)) < 896
+
+
+def needles(rows: list[int]) -> list[Tensor]:
+    """Queries that look around them, but for some which look at one far key each."""
+    generator = torch.Generator().manual_seed(1)
+    query, key, value = torch.randn(3, 1, 1, LENGTH, WIDTH, generator=generator).unbind(0)
+    query *= 0.3
+    for index, row in enumerate(rows):
+        query[0, 0, row] = key[0, 0, 20 + 30 * index] * 2
+    return [query, key, value]
+
+
+def test_queries_that_would_miss_much_are_active() -> None:
+    rows = [600, 650, 777, 801, 905, 1000]
+    query, key, value = needles(rows)
+    choice = Choice(0.5, active=0.05, tail=0)
+    output, selection, active = attend_with_selection(query, key, value, None, True, SCALE, choice)
+    assert (selection.budget[0, 4:] != EXACT).all()
+    assert active[0, 0, rows].all()
+    assert int(active.sum()) == math.ceil(0.05 * LENGTH)
+    exact = scaled_dot_product_attention(query, key, value, is_causal=True, scale=SCALE)
+    torch.testing.assert_close(output[active], exact[active])
+    assert not torch.allclose(output[~active], exact[~active])
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_which_queries_may_be_lazy(is_causal: bool) -> None:
+    choice = Choice(0.5, active=0.0, span=(512, 900), tail=8)
+    *_, active = attend_with_selection(*needles([]), None, is_causal, SCALE, choice)
+    lazy = active[0, 0].logical_not().nonzero()[:, 0]
+    exact = range(384) if is_causal else []  # its segments are short, so that nobody is active
+    assert set(lazy.tolist()) - set(exact) == set(range(512, 900))
+    assert active[0, 0, 900:].all()
+
+
+@pytest.mark.parametrize("keys", [1, 127, 128, 129, 8191, 8192, 8193, 100_000, 10**6])
+def test_segments(keys: int) -> None:
+    length, count = segment_length(keys), segment_count(keys)
+    assert length % TILE == 0
+    assert count <= 64
+    assert (count - 1) * length < keys <= count * length

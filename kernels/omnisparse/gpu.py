@@ -1,0 +1,200 @@
+"""OmniSparse attention on a GPU: launches the Triton kernels. The same functions as in `cpu`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .selection import TILE, active_queries, segment_length
+from .triton import (
+    forward_kernel,
+    key_gradient_kernel,
+    query_gradient_kernel,
+    selected_key_gradient_kernel,
+)
+
+__all__ = ["Blocks", "backward", "blocks_for", "forward"]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How a kernel is cut. Found by what fits into registers: see `resources`."""
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+
+    def launch(self) -> dict[str, int]:
+        """As keyword arguments of a launch."""
+        return {
+            "BLOCK_QUERIES": self.queries,
+            "BLOCK_KEYS": self.keys,
+            "num_warps": self.warps,
+            "num_stages": self.stages,
+        }
+
+
+def blocks_for(width: int, size: int, backward: bool) -> Blocks:
+    """width: of a head, a power of two. size: bytes of a number."""
+    if size >= 4 or width > 128:
+        return Blocks(64, 32, 8, 1) if width > 64 else Blocks(64, 32, 4, 1)
+    if backward:
+        return Blocks(64, 64, 8, 1) if width > 64 else Blocks(64, 64, 4, 2)
+    return Blocks(64, 64, 4, 2)
+
+
+@dataclass(frozen=True)
+class _Launch:
+    """What all kernels of one call share."""
+
+    query: Tensor
+    key: Tensor
+    is_causal: bool
+    scale: float
+    window: int
+    padded: bool
+    backward: bool
+
+    @property
+    def blocks(self) -> Blocks:
+        width = self.settings()["WIDTH"]
+        return blocks_for(width, self.query.element_size(), self.backward)
+
+    def settings(self) -> dict[str, Any]:
+        width = self.query.shape[3]
+        return {
+            "GROUP": self.query.shape[1] // self.key.shape[1],
+            "WIDTH": max(1 << (width - 1).bit_length(), 16),
+            "TILE": TILE,
+            "CAUSAL": self.is_causal,
+            "PADDED": self.padded,
+        }
+
+    def sizes(self, begin: int) -> tuple[Any, ...]:
+        queries, (groups, keys, width) = self.query.shape[2], self.key.shape[1:]
+        length = segment_length(keys)
+        segments = -(-keys // length)
+        scale = self.scale / math.log(2)
+        return queries, keys, width, groups, segments, length, self.window, begin, scale
+
+    @property
+    def begin(self) -> int:
+        """Position at which the first block of queries begins, so that blocks divide tiles."""
+        offset = self.key.shape[2] - self.query.shape[2]
+        return offset // self.blocks.queries * self.blocks.queries
+
+    def grid(self, listed: bool) -> tuple[int, int]:
+        batch, groups, keys, _ = self.key.shape
+        group = self.query.shape[1] // groups
+        if listed:
+            count = -(-self.query.shape[2] * group // self.blocks.queries)
+        else:
+            count = -(-(keys - self.begin) // self.blocks.queries) * group
+        return count, batch * groups
+
+
+def _lists(active: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """The active queries of each key head, ascending, and how many there are."""
+    flat = active.unflatten(1, (groups, -1)).transpose(2, 3).flatten(2)  # [B, G, N * GROUP]
+    rows = flat.byte().argsort(dim=-1, descending=True, stable=True)
+    return rows.int(), flat.sum(-1, dtype=torch.int32)
+
+
+def forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    keys: Tensor,
+    budget: Tensor,
+    valid: Tensor | None,
+    is_causal: bool,
+    scale: float,
+    active: float,
+    window: int,
+    start: int,
+    stop: int,
+    tail: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `cpu.forward`."""
+    query, key, value = (each.contiguous() for each in (query, key, value))
+    launch = _Launch(query, key, is_causal, scale, window, valid is not None, False)
+    output = torch.empty_like(query)
+    total = query.new_empty(query.shape[:3], dtype=torch.float32)
+
+    def attend(rows: Tensor, counts: Tensor, listed: bool) -> None:
+        forward_kernel[launch.grid(listed)](
+            query, key, value, keys, budget, budget if valid is None else valid, rows, counts,
+            output, total, *launch.sizes(launch.begin),
+            **launch.settings(), **launch.blocks.launch(), LISTED=listed,
+        )  # fmt: skip
+
+    attend(budget, budget, False)
+    natural = total * math.log(2)
+    chosen = active_queries(query, key, valid, natural, budget, is_causal, scale,
+                            active, window, start, stop, tail)  # fmt: skip
+    if active > 0 or tail > 0 or start > 0 or stop >= 0:
+        attend(*_lists(chosen, key.shape[1]), True)
+        natural = total * math.log(2)
+    return output, natural, chosen
+
+
+def backward(
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    total: Tensor,
+    keys: Tensor,
+    budget: Tensor,
+    active: Tensor,
+    valid: Tensor | None,
+    is_causal: bool,
+    scale: float,
+    window: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `cpu.backward`.
+
+    Deterministic under `torch.use_deterministic_algorithms(True)`: segments that share keys then
+    add to their gradients one after the other, and otherwise at once.
+    """
+    gradient, query, key, value = (each.contiguous() for each in (gradient, query, key, value))
+    launch = _Launch(query, key, is_causal, scale, window, valid is not None, True)
+    delta = (gradient.float() * output.float()).sum(-1)
+    total = total.masked_fill(total == -torch.inf, torch.inf) / math.log(2)
+    grad_query = torch.empty_like(query)
+    grad_key, grad_value = (
+        each.new_zeros(each.shape, dtype=torch.float32) for each in (key, value)
+    )
+    given = budget if valid is None else valid
+    shared = {**launch.settings(), **launch.blocks.launch()}
+    batch, groups, count, _ = key.shape
+    blocks = -(-count // launch.blocks.keys)
+
+    def differentiate(norm: Tensor, rows: Tensor, counts: Tensor, listed: bool) -> None:
+        data = query, key, value, gradient, norm, delta
+        query_gradient_kernel[launch.grid(listed)](
+            *data, keys, budget, given, rows, counts, grad_query,
+            *launch.sizes(launch.begin), scale, **shared, LISTED=listed,
+        )  # fmt: skip
+        key_gradient_kernel[blocks, batch * groups](
+            *data, budget, given, rows, counts, grad_key, grad_value,
+            *launch.sizes(launch.begin), scale, **shared, LISTED=listed,
+        )  # fmt: skip
+
+    lazily = total.masked_fill(active, torch.inf)
+    differentiate(lazily, budget, budget, False)
+    differentiate(total, *_lists(active, groups), True)
+    segments = budget.shape[1]
+    ordered = torch.are_deterministic_algorithms_enabled()
+    for segment in range(segments) if ordered else [0]:
+        selected_key_gradient_kernel[blocks, batch * groups, 1 if ordered else segments](
+            query, key, value, gradient, lazily, delta, keys, budget, given, grad_key, grad_value,
+            *launch.sizes(segment), scale, **shared, ATOMIC=not ordered,
+        )  # fmt: skip
+    return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype)
