@@ -1,15 +1,15 @@
 """OmniSparse attention on a CPU: torch's own flash attention on gathered keys, block by block.
 
-A block of queries meets pieces of keys that lie together in memory (its neighbourhood, the selected
-keys on either side of it, or simply all keys), and the results are merged by their log-sum-exp. The
-backward pass of flash attention asks for a result and its log-sum-exp only to weigh gradients, so
-with the merged ones each piece gets its share.
+A block of queries meets pieces of keys (its neighbourhoods, the selected keys on either side of
+them, or simply all keys), and the results are merged by their log-sum-exp. The backward pass of
+flash attention asks for a result and its log-sum-exp only to weigh gradients, so with the merged
+ones each piece gets its share. Blocks are large, since flash attention is slow on small ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,17 +21,25 @@ __all__ = ["backward", "forward"]
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
-ACTIVE_AT_ONCE = 128  # active queries that meet all keys together
+ACTIVE_AT_ONCE = 256  # active queries that meet all keys together
+
+
+class _Piece(NamedTuple):
+    """Keys of one head [M] that a block of queries meets.
+
+    place: which; with [tiles, keys], each of as many equal parts of the queries meets its own.
+    bias: what is added to the scores, [queries of a part, keys] or [tiles, 1, those, keys].
+    """
+
+    place: slice | Tensor
+    bias: Tensor | None = None
 
 
 class _Block(NamedTuple):
-    """Queries of one head group [H / G, N], by an index into it, and the keys that they meet.
+    """Queries of one head group [H / G, N], named by head and row, and the keys that they meet."""
 
-    pieces: places of keys [M], and what is added to the scores there, [queries, keys] or None.
-    """
-
-    queries: tuple[Any, Any]
-    pieces: list[tuple[slice | Tensor, Tensor | None]]
+    queries: tuple[Tensor, Tensor]
+    pieces: list[_Piece]
 
 
 class _Layout(NamedTuple):
@@ -50,54 +58,76 @@ class _Layout(NamedTuple):
         group = query.shape[1] // key.shape[1]
         return _Layout(queries, keys, keys - queries, group, is_causal, query.dtype)
 
-    def bias(self, position: Tensor, place: slice, valid: Tensor | None) -> Tensor | None:
-        """What hides later keys and padding from queries; None where nothing does."""
-        hidden = None
-        if self.is_causal and place.stop > int(position[0]) + 1:
-            hidden = torch.arange(place.start, place.stop) > position[:, None]
-        if valid is not None:
-            padding = ~valid[place]
-            hidden = padding.expand(len(position), -1) if hidden is None else hidden | padding
-        if hidden is None:
-            return None
+    def bias(self, hidden: Tensor) -> Tensor:
         return torch.zeros(hidden.shape, dtype=self.dtype).masked_fill_(hidden, -torch.inf)
+
+    def runs(self) -> Iterator[tuple[int, int, int]]:
+        """Queries of a segment in tiles of equal length: first position, tiles, their length."""
+        length = segment_length(self.keys)
+        place = self.offset
+        while place < self.keys:
+            end = min((place // length + 1) * length, self.keys)
+            whole = (end - place) // TILE if place % TILE == 0 else 0
+            size = TILE if whole else min((place // TILE + 1) * TILE, end) - place
+            yield place, max(whole, 1), size
+            place += max(whole, 1) * size
 
 
 def _lazy(
     layout: _Layout, keys: Tensor, budgets: list[int], valid: Tensor | None, window: int
 ) -> Iterator[_Block]:
-    """All queries, tile by tile. keys: [S, M], the selected ones of one key head; valid: [M]."""
-    length = segment_length(layout.keys)
-    biases: dict[tuple[int, int, int], Tensor | None] = {}
-    for tile in range(layout.offset // TILE * TILE, layout.keys, TILE):
-        first, last = max(tile, layout.offset), min(tile + TILE, layout.keys)
-        budget = budgets[tile // length]
-        start = max(tile - window, 0)
-        stop = last if layout.is_causal else min(tile + TILE + window, layout.keys)
-        form = first - start, last - start, stop - start
-        if valid is not None or form not in biases:
-            position = torch.arange(first, last).repeat(layout.group)
-            biases[form] = layout.bias(position, slice(start, stop), valid)
-        pieces: list[tuple[slice | Tensor, Tensor | None]] = [(slice(start, stop), biases[form])]
-        far: list[slice | Tensor]
-        if budget == EXACT:
-            far = [slice(0, start), slice(stop, layout.keys)]
+    """All queries, in runs. keys: [S, M], the selected ones of one key head; valid: [M]."""
+    for first, tiles, size in layout.runs():
+        segment = max(first, 0) // segment_length(layout.keys)
+        # [tiles, heads, rows]: parts of the queries are tiles.
+        position = first + torch.arange(tiles * size).view(tiles, 1, size)
+        heads = torch.arange(layout.group)[:, None].expand(tiles, -1, size).flatten()
+        position = position.expand(-1, layout.group, -1).flatten()
+        tile = first // TILE * TILE + TILE * torch.arange(tiles)
+        start, stop = (tile - window).clamp(min=0), (tile + TILE + window).clamp(max=layout.keys)
+        if layout.is_causal:
+            stop = (tile + TILE).clamp(max=first + tiles * size)
+        pieces = [_neighbours(layout, position.view(tiles, -1), start, stop, valid)]
+        inner, outer = int(start[0]), int(stop[-1])
+        if budgets[segment] == EXACT:
+            everything = torch.arange(layout.keys)
+            far = everything[: int(start[-1])], everything[int(stop[0]) :]
         else:
-            selected = keys[tile // length, :budget].long()
-            before, behind = torch.searchsorted(selected, torch.tensor([start, stop])).tolist()
-            far = [selected[:before], selected[behind:]]
-        for place in far[: 1 if layout.is_causal else 2]:
-            count = place.stop - place.start if isinstance(place, slice) else len(place)
-            if count == 0:
-                continue
-            bias = None
+            selected = keys[segment, : budgets[segment]].long()
+            far = selected[selected < start[-1]], selected[selected >= stop[0]]
+        sides = [(far[0], far[0] < inner, start, True), (far[1], far[1] >= outer, stop, False)]
+        for places, common, border, left in sides[: 1 if layout.is_causal else 2]:
+            # Beyond all tiles' neighbourhoods, then what is beyond those of some tiles only.
+            pieces.append(_Piece(places[common], _padding(layout, places[common], valid)))
+            some = places[~common]
+            seen = (some < border[:, None]) if left else (some >= border[:, None])
             if valid is not None:
-                bias = torch.zeros(count, dtype=layout.dtype)
-                bias = bias.masked_fill_(~valid[place], -torch.inf)
-                bias = bias.expand(layout.group * (last - first), -1)
-            pieces.append((place, bias))
-        rows = slice(first - layout.offset, last - layout.offset)
-        yield _Block((slice(None), rows), pieces)
+                seen = seen & valid[some]
+            bias = layout.bias(~seen)[:, None, None].expand(-1, -1, layout.group * size, -1)
+            pieces.append(_Piece(some.expand(tiles, -1), bias))
+        yield _Block((heads, position - layout.offset), pieces)
+
+
+def _neighbours(
+    layout: _Layout, position: Tensor, start: Tensor, stop: Tensor, valid: Tensor | None
+) -> _Piece:
+    """Keys [start, stop) of each tile [tiles] for its queries [tiles, queries of a tile]."""
+    width = int((stop - start).max())
+    place = start[:, None] + torch.arange(width)
+    seen = (place < stop[:, None])[:, None]  # [tiles, 1, width]
+    place = place.clamp(max=layout.keys - 1)
+    if layout.is_causal:
+        seen = seen & (place[:, None] <= position[..., None])
+    if valid is not None:
+        seen = seen & valid[place][:, None]
+    if bool(seen.all()):
+        return _Piece(place)
+    bias = layout.bias(~seen)[:, None]
+    return _Piece(place, bias.expand(-1, -1, position.shape[1], -1))
+
+
+def _padding(layout: _Layout, place: slice | Tensor, valid: Tensor | None) -> Tensor | None:
+    return None if valid is None else layout.bias(~valid[place])[None]
 
 
 def _active(layout: _Layout, active: Tensor, valid: Tensor | None) -> Iterator[_Block]:
@@ -108,12 +138,13 @@ def _active(layout: _Layout, active: Tensor, valid: Tensor | None) -> Iterator[_
         rows, heads = some.unbind(1)
         position = rows + layout.offset
         end = int(position[-1]) + 1 if layout.is_causal else layout.keys
-        certain = int(position[0]) if layout.is_causal else end  # keys that all of them see
-        places = [place for place in (slice(0, certain), slice(certain, end))
-                  if place.start < place.stop]  # fmt: skip
-        pieces: list[tuple[slice | Tensor, Tensor | None]] = [
-            (place, layout.bias(position, place, valid)) for place in places
-        ]
+        certain = slice(0, int(position[0]) if layout.is_causal else end)  # all of them see these
+        pieces = [_Piece(certain, _padding(layout, certain, valid))]
+        place = slice(certain.stop, end)
+        hidden = torch.arange(place.start, place.stop) > position[:, None]
+        if valid is not None:
+            hidden = hidden | ~valid[place]
+        pieces.append(_Piece(place, layout.bias(hidden)))
         yield _Block((heads, rows), pieces)
 
 
@@ -176,27 +207,34 @@ def _attend(
     scale: float,
 ) -> None:  # fmt: skip
     """Write the block's part of `output` and `total`."""
-    place = output[block.queries]
-    some = query[block.queries].reshape(1, 1, -1, query.shape[-1])
-    merged, logsumexp = None, None
-    for keys, bias in block.pieces:
-        part, seen = _flash(
-            some, key[keys][None, None], value[keys][None, None], 0.0, False,
-            attn_mask=bias, scale=scale,
-        )  # fmt: skip
-        part, seen = part[0, 0].to(total.dtype), seen[0, 0].to(total.dtype)
+    some = query[block.queries]
+    merged = torch.zeros(some.shape, dtype=total.dtype)
+    logsumexp = torch.full(some.shape[:1], -torch.inf, dtype=total.dtype)
+    for rows, keys, values, bias in _meetings(some, key, value, block):
+        part, seen = _flash(rows, keys, values, 0.0, False, attn_mask=bias, scale=scale)
         if bias is not None:  # flash attention says 0 of a query that saw nothing
-            seen = seen.masked_fill((bias == -torch.inf).all(-1), -torch.inf)
-        if merged is None or logsumexp is None:
-            merged, logsumexp = part, seen
+            seen = seen.masked_fill((bias.amax(-1) == -torch.inf).expand(seen.shape), -torch.inf)
+        part, seen = part.reshape(merged.shape).to(total.dtype), seen.flatten().to(total.dtype)
+        both = torch.logaddexp(logsumexp, seen)
+        base = both.clamp(min=torch.finfo(total.dtype).min)
+        merged = merged * (logsumexp - base).exp()[:, None] + part * (seen - base).exp()[:, None]
+        logsumexp = both
+    output[block.queries] = merged.to(output.dtype)
+    total[block.queries] = logsumexp
+
+
+def _meetings(
+    some: Tensor, key: Tensor, value: Tensor, block: _Block
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+    """For each piece with keys: queries [tiles, 1, rows, D], keys and values, and the bias."""
+    for piece in block.pieces:
+        keys, values = key[piece.place], value[piece.place]
+        if not keys.shape[-2]:
             continue
-        both = torch.logaddexp(logsumexp, seen).clamp(min=torch.finfo(total.dtype).min)
-        merged = merged * (logsumexp - both).exp()[:, None] + part * (seen - both).exp()[:, None]
-        logsumexp = torch.logaddexp(logsumexp, seen)
-    assert merged is not None
-    assert logsumexp is not None
-    output[block.queries] = merged.to(output.dtype).reshape(place.shape)
-    total[block.queries] = logsumexp.reshape(place.shape[:-1])
+        keys, values = (each.view(-1, 1, *each.shape[-2:]) for each in (keys, values))
+        rows = some.view(len(keys), 1, -1, some.shape[-1])
+        bias = None if piece.bias is None else piece.bias.expand(*rows.shape[:3], -1)
+        yield rows, keys, values, bias
 
 
 def backward(
@@ -245,18 +283,23 @@ def _differentiate(
 ) -> None:  # fmt: skip
     """Add a block's part of the gradients of query, key and value."""
     grad_query, grad_key, grad_value = into
-    some, up, result = (
-        each[block.queries].reshape(1, 1, -1, query.shape[-1]) for each in (query, gradient, output)
-    )
-    seen = total[block.queries].reshape(1, 1, -1)
-    for keys, bias in block.pieces:
+    some, up, result = (each[block.queries] for each in (query, gradient, output))
+    own = torch.zeros(some.shape, dtype=grad_query.dtype)
+    pieces = [piece for piece in block.pieces if key[piece.place].shape[-2]]
+    meetings = _meetings(some, key, value, block)
+    for piece, (rows, keys, values, bias) in zip(pieces, meetings, strict=True):
         parts = _flash_backward(
-            up, some, key[keys][None, None], value[keys][None, None], result, seen, 0.0, False,
-            attn_mask=bias, scale=scale,
+            up.view_as(rows), rows, keys, values, result.view_as(rows),
+            total[block.queries].view(rows.shape[:3]), 0.0, False, attn_mask=bias, scale=scale,
         )  # fmt: skip
-        grad_query[block.queries] += parts[0].reshape(grad_query[block.queries].shape)
-        grad_key[keys] += parts[1][0, 0]  # no key is in a piece twice
-        grad_value[keys] += parts[2][0, 0]
+        own += parts[0].reshape(own.shape)
+        for into_keys, part in zip((grad_key, grad_value), parts[1:], strict=True):
+            rows_of = part.flatten(0, 2).to(into_keys.dtype)
+            if isinstance(piece.place, slice):
+                into_keys[piece.place] += rows_of
+            else:
+                into_keys.index_add_(0, piece.place.flatten(), rows_of)
+    grad_query[block.queries] += own
 
 
 def _is_everything(layout: _Layout, budget: Tensor, valid: Tensor | None) -> bool:

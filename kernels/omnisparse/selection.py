@@ -34,8 +34,9 @@ __all__ = [
 ]
 
 TILE = 128  # queries that share a neighbourhood, and the rows of a kernel's tile
+SEGMENT = 512  # queries that share selected keys, of up to SEGMENTS * SEGMENT keys
 SEGMENTS = 64  # at most, so that what is kept of the selection grows with the number of keys only
-PROBES = 16  # rows of each segment whose attention is computed
+PROBES = 32  # rows of each segment whose attention is computed
 WORTH = 0.7  # share of all pairs above which exact attention is as fast
 EXACT = -1  # a budget: every key
 LAZY = ("selected", "local")
@@ -104,8 +105,8 @@ class Choice:
 
 
 def segment_length(keys: int) -> int:
-    """Positions of a segment: a multiple of TILE, and at most SEGMENTS segments."""
-    return (keys + SEGMENTS * TILE - 1) // (SEGMENTS * TILE) * TILE
+    """Positions of a segment: a multiple of SEGMENT, and at most SEGMENTS segments."""
+    return (keys + SEGMENTS * SEGMENT - 1) // (SEGMENTS * SEGMENT) * SEGMENT
 
 
 def segment_count(keys: int) -> int:
