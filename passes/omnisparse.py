@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..kernels.omnisparse import Choice
+from ..kernels.omnisparse import DEVICES, Choice
 from .base import PassResult, Program, Reason, Skip
 from .effects import changed_in_place
 from .graphs import call_name, copy_module, fake_mode, graph_modules, hint, value_of
@@ -89,8 +89,8 @@ class OmniSparsePass:
             return refuse(Reason.ATTENTION_FORM, "query and key heads that have to be broadcast")
         if arguments["is_causal"] and query.shape[2] != key.shape[2]:
             return refuse(Reason.ATTENTION_FORM, "causal attention of fewer queries than keys")
-        if query.device.type != "cpu":
-            return refuse(Reason.DEVICE, f"there is no kernel for {query.device.type} yet")
+        if query.device.type not in DEVICES:
+            return refuse(Reason.DEVICE, f"there is no kernel for {query.device.type}")
         if hint(key.shape[2]) < self.minimum:
             return refuse(
                 Reason.SHORT, f"{hint(key.shape[2])} keys, fewer than minimum = {self.minimum}"

@@ -29,10 +29,12 @@ class _Piece(NamedTuple):
 
     place: which; with [tiles, keys], each of as many equal parts of the queries meets its own.
     bias: what is added to the scores, [queries of a part, keys] or [tiles, 1, those, keys].
+    hides: whether the bias may hide all of them from a query.
     """
 
     place: slice | Tensor
     bias: Tensor | None = None
+    hides: bool = True
 
 
 class _Block(NamedTuple):
@@ -73,12 +75,22 @@ class _Layout(NamedTuple):
             place += max(whole, 1) * size
 
 
-def _lazy(
-    layout: _Layout, keys: Tensor, budgets: list[int], valid: Tensor | None, window: int
-) -> Iterator[_Block]:
-    """All queries, in runs. keys: [S, M], the selected ones of one key head; valid: [M]."""
+class _Run(NamedTuple):
+    """Queries of all heads of a group, in tiles of one segment, and what does not depend on heads.
+
+    queries: as in `_Block`, tile by tile. start, stop: of the tiles' neighbourhoods, [tiles].
+    """
+
+    segment: int
+    queries: tuple[Tensor, Tensor]
+    start: Tensor
+    stop: Tensor
+    near: _Piece
+
+
+def _runs(layout: _Layout, valid: Tensor | None, window: int) -> Iterator[_Run]:
+    """All queries of a sample. valid: [M]."""
     for first, tiles, size in layout.runs():
-        segment = max(first, 0) // segment_length(layout.keys)
         # [tiles, heads, rows]: parts of the queries are tiles.
         position = first + torch.arange(tiles * size).view(tiles, 1, size)
         heads = torch.arange(layout.group)[:, None].expand(tiles, -1, size).flatten()
@@ -87,25 +99,35 @@ def _lazy(
         start, stop = (tile - window).clamp(min=0), (tile + TILE + window).clamp(max=layout.keys)
         if layout.is_causal:
             stop = (tile + TILE).clamp(max=first + tiles * size)
-        pieces = [_neighbours(layout, position.view(tiles, -1), start, stop, valid)]
-        inner, outer = int(start[0]), int(stop[-1])
+        near = _neighbours(layout, position.view(tiles, -1), start, stop, valid)
+        segment = max(first, 0) // segment_length(layout.keys)
+        yield _Run(segment, (heads, position - layout.offset), start, stop, near)
+
+
+def _lazy(
+    layout: _Layout, runs: list[_Run], keys: Tensor, budgets: list[int], valid: Tensor | None
+) -> Iterator[_Block]:
+    """All queries of a group. keys: [S, M], the selected ones of its key head."""
+    for segment, queries, start, stop, near in runs:
+        pieces = [near]
         if budgets[segment] == EXACT:
             everything = torch.arange(layout.keys)
             far = everything[: int(start[-1])], everything[int(stop[0]) :]
         else:
             selected = keys[segment, : budgets[segment]].long()
             far = selected[selected < start[-1]], selected[selected >= stop[0]]
-        sides = [(far[0], far[0] < inner, start, True), (far[1], far[1] >= outer, stop, False)]
-        for places, common, border, left in sides[: 1 if layout.is_causal else 2]:
-            # Beyond all tiles' neighbourhoods, then what is beyond those of some tiles only.
+        before = far[0] < start[:, None], far[0] < start[0]
+        behind = far[1] >= stop[:, None], far[1] >= stop[-1]
+        sides = zip(far, (before, behind), strict=True)
+        for places, (seen, common) in list(sides)[: 1 if layout.is_causal else 2]:
+            # What is far from all tiles, then what is far from some of them.
             pieces.append(_Piece(places[common], _padding(layout, places[common], valid)))
-            some = places[~common]
-            seen = (some < border[:, None]) if left else (some >= border[:, None])
+            some, seen = places[~common], seen[:, ~common]
             if valid is not None:
                 seen = seen & valid[some]
-            bias = layout.bias(~seen)[:, None, None].expand(-1, -1, layout.group * size, -1)
-            pieces.append(_Piece(some.expand(tiles, -1), bias))
-        yield _Block((heads, position - layout.offset), pieces)
+            bias = layout.bias(~seen)[:, None, None]
+            pieces.append(_Piece(some.expand(len(seen), -1), bias))
+        yield _Block(queries, pieces)
 
 
 def _neighbours(
@@ -120,10 +142,8 @@ def _neighbours(
         seen = seen & (place[:, None] <= position[..., None])
     if valid is not None:
         seen = seen & valid[place][:, None]
-    if bool(seen.all()):
-        return _Piece(place)
-    bias = layout.bias(~seen)[:, None]
-    return _Piece(place, bias.expand(-1, -1, position.shape[1], -1))
+    bias = None if bool(seen.all()) else layout.bias(~seen)[:, None]
+    return _Piece(place, bias, hides=valid is not None)  # every query is among its neighbours
 
 
 def _padding(layout: _Layout, place: slice | Tensor, valid: Tensor | None) -> Tensor | None:
@@ -144,7 +164,7 @@ def _active(layout: _Layout, active: Tensor, valid: Tensor | None) -> Iterator[_
         hidden = torch.arange(place.start, place.stop) > position[:, None]
         if valid is not None:
             hidden = hidden | ~valid[place]
-        pieces.append(_Piece(place, layout.bias(hidden)))
+        pieces.append(_Piece(place, layout.bias(hidden), hides=valid is not None))
         yield _Block((heads, rows), pieces)
 
 
@@ -175,16 +195,19 @@ def forward(
     exact = torch.promote_types(query.dtype, torch.float32)
     output = torch.empty(query.shape, dtype=query.dtype)
     total = torch.empty(batch, heads, queries, dtype=exact)
+    padding = [None] * batch if valid is None else list(valid)
+    budgets = budget.tolist()
     for b, g, own in _groups(query, key, value, output, total):
-        some = None if valid is None else valid[b]
-        for block in _lazy(layout, keys[b, g], budget[b].tolist(), some, window):
-            _attend(*own, block, scale)
+        if g == 0:
+            runs = list(_runs(layout, padding[b], window))
+        for block in _lazy(layout, runs, keys[b, g], budgets[b], padding[b]):
+            _attend(block, scale, *own)
     chosen = active_queries(query, key, valid, total, budget, is_causal, scale,
                             active, window, start, stop, tail)  # fmt: skip
     for b, g, own in _groups(query, key, value, output, total):
         mine = chosen[b].unflatten(0, (-1, layout.group))[g]
-        for block in _active(layout, mine, None if valid is None else valid[b]):
-            _attend(*own, block, scale)
+        for block in _active(layout, mine, padding[b]):
+            _attend(block, scale, *own)
     return output, total, chosen
 
 
@@ -203,16 +226,16 @@ def _groups(*tensors: Tensor) -> Iterator[tuple[int, int, list[Tensor]]]:
 
 
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, output: Tensor, total: Tensor, block: _Block,
-    scale: float,
+    block: _Block, scale: float, query: Tensor, key: Tensor, value: Tensor, output: Tensor,
+    total: Tensor,
 ) -> None:  # fmt: skip
     """Write the block's part of `output` and `total`."""
     some = query[block.queries]
     merged = torch.zeros(some.shape, dtype=total.dtype)
     logsumexp = torch.full(some.shape[:1], -torch.inf, dtype=total.dtype)
-    for rows, keys, values, bias in _meetings(some, key, value, block):
+    for piece, rows, keys, values, bias in _meetings(some, key, value, block):
         part, seen = _flash(rows, keys, values, 0.0, False, attn_mask=bias, scale=scale)
-        if bias is not None:  # flash attention says 0 of a query that saw nothing
+        if bias is not None and piece.hides:  # flash attention says 0 of who saw nothing
             seen = seen.masked_fill((bias.amax(-1) == -torch.inf).expand(seen.shape), -torch.inf)
         part, seen = part.reshape(merged.shape).to(total.dtype), seen.flatten().to(total.dtype)
         both = torch.logaddexp(logsumexp, seen)
@@ -225,8 +248,8 @@ def _attend(
 
 def _meetings(
     some: Tensor, key: Tensor, value: Tensor, block: _Block
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
-    """For each piece with keys: queries [tiles, 1, rows, D], keys and values, and the bias."""
+) -> Iterator[tuple[_Piece, Tensor, Tensor, Tensor, Tensor | None]]:
+    """The pieces that have keys: queries [tiles, 1, rows, D], keys and values, and the bias."""
     for piece in block.pieces:
         keys, values = key[piece.place], value[piece.place]
         if not keys.shape[-2]:
@@ -234,7 +257,7 @@ def _meetings(
         keys, values = (each.view(-1, 1, *each.shape[-2:]) for each in (keys, values))
         rows = some.view(len(keys), 1, -1, some.shape[-1])
         bias = None if piece.bias is None else piece.bias.expand(*rows.shape[:3], -1)
-        yield rows, keys, values, bias
+        yield piece, rows, keys, values, bias
 
 
 def backward(
@@ -264,30 +287,31 @@ def backward(
     gradients = [torch.zeros(each.shape, dtype=total.dtype) for each in (query, key, value)]
     total = total.masked_fill(total == -torch.inf, torch.inf)  # weighs all scores with 0
     lazily = total.masked_fill(active, torch.inf)
+    budgets = budget.tolist()
     for b, g, own in _groups(query, key, value, gradient, output, lazily, total, gradients[0]):
         mine = active[b].unflatten(0, (-1, layout.group))[g]
         some = None if valid is None else valid[b]
-        *data, lazy_total, full_total, grad_query = own
+        if g == 0:
+            runs = list(_runs(layout, some, window))
+        lazy_total, full_total, grad_query = own[5:]
         into = grad_query, gradients[1][b, g], gradients[2][b, g]
-        for block in _lazy(layout, keys[b, g], budget[b].tolist(), some, window):
-            _differentiate(*data, lazy_total, into, block, scale)
+        for block in _lazy(layout, runs, keys[b, g], budgets[b], some):
+            _differentiate(into, block, scale, lazy_total, *own[:5])
         for block in _active(layout, mine, some):
-            _differentiate(*data, full_total, into, block, scale)
+            _differentiate(into, block, scale, full_total, *own[:5])
     grad_query, grad_key, grad_value = (each.to(query.dtype) for each in gradients)
     return grad_query, grad_key, grad_value
 
 
 def _differentiate(
-    query: Tensor, key: Tensor, value: Tensor, gradient: Tensor, output: Tensor, total: Tensor,
-    into: tuple[Tensor, Tensor, Tensor], block: _Block, scale: float,
+    into: tuple[Tensor, Tensor, Tensor], block: _Block, scale: float, total: Tensor, query: Tensor,
+    key: Tensor, value: Tensor, gradient: Tensor, output: Tensor,
 ) -> None:  # fmt: skip
     """Add a block's part of the gradients of query, key and value."""
     grad_query, grad_key, grad_value = into
     some, up, result = (each[block.queries] for each in (query, gradient, output))
     own = torch.zeros(some.shape, dtype=grad_query.dtype)
-    pieces = [piece for piece in block.pieces if key[piece.place].shape[-2]]
-    meetings = _meetings(some, key, value, block)
-    for piece, (rows, keys, values, bias) in zip(pieces, meetings, strict=True):
+    for piece, rows, keys, values, bias in _meetings(some, key, value, block):
         parts = _flash_backward(
             up.view_as(rows), rows, keys, values, result.view_as(rows),
             total[block.queries].view(rows.shape[:3]), 0.0, False, attn_mask=bias, scale=scale,

@@ -40,12 +40,18 @@ class Blocks:
 
 
 def blocks_for(width: int, size: int, backward: bool) -> Blocks:
-    """width: of a head, a power of two. size: bytes of a number."""
-    if size >= 4 or width > 128:
-        return Blocks(64, 32, 8, 1) if width > 64 else Blocks(64, 32, 4, 1)
-    if backward:
-        return Blocks(64, 64, 8, 1) if width > 64 else Blocks(64, 64, 4, 2)
-    return Blocks(64, 64, 4, 2)
+    """The largest that spilled on none of the four targets, of those tried.
+
+    width: of a head, a power of two. size: bytes of a number.
+    """
+    widest = 0 if width <= 64 else 1 if width == 128 else 2
+    table = {
+        (2, False): (Blocks(64, 64, 4, 1), Blocks(64, 32, 4, 1), Blocks(32, 16, 4, 1)),
+        (2, True): (Blocks(64, 32, 8, 1), Blocks(32, 16, 4, 1), Blocks(16, 16, 4, 1)),
+        (4, False): (Blocks(32, 32, 4, 1), Blocks(32, 16, 4, 1), Blocks(16, 16, 4, 1)),
+        (4, True): (Blocks(32, 16, 4, 1), Blocks(16, 16, 4, 1), Blocks(16, 16, 4, 1)),
+    }
+    return table[size, backward][widest]
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import OptionError
+from ..errors import MissingDependencyError, OptionError
 from . import cpu
 from .selection import Choice, Selection, segment_count, select
 
-__all__ = ["omnisparse_attention"]
+__all__ = ["DEVICES", "omnisparse_attention"]
+
+DEVICES = ("cpu", "cuda")  # torch calls AMD's GPUs so, too
 
 
 @torch.library.custom_op("accel::omnisparse_select", mutates_args=())
@@ -50,6 +52,19 @@ def _(query: Tensor, key: Tensor, *settings: Any) -> tuple[Tensor, ...]:
     )
 
 
+def _kernels(query: Tensor) -> Any:
+    """The module with `forward` and `backward` for a tensor's device."""
+    if query.device.type == "cpu":
+        return cpu
+    try:
+        from . import gpu
+    except ImportError as error:
+        raise MissingDependencyError(
+            "sparse attention on a GPU needs Triton: pip install 'accel-compiler[gpu]'"
+        ) from error
+    return gpu
+
+
 @torch.library.custom_op("accel::omnisparse_attend", mutates_args=())
 def _attend(
     query: Tensor,
@@ -66,7 +81,7 @@ def _attend(
     stop: int,
     tail: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return cpu.forward(
+    return _kernels(query).forward(
         query, key, value, keys, budget, valid, is_causal, scale, active, window, start, stop, tail
     )
 
@@ -98,7 +113,7 @@ def _attend_backward(
     scale: float,
     window: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return cpu.backward(
+    return _kernels(query).backward(
         gradient, query, key, value, output, total, keys, budget, active, valid, is_causal, scale,
         window,
     )  # fmt: skip
@@ -170,8 +185,7 @@ def omnisparse_attention(
     the last `tail`, are active. Gradients flow through what was looked at.
 
     Returns [batch, heads, queries, width]; 0 for a query that sees no key. Raises OptionError for
-    inputs or settings that do not fit, and on other devices than a CPU: there is no kernel for
-    them yet.
+    inputs or settings that do not fit, and on other devices than CPUs and GPUs.
     """
     choice = Choice(recall, active, heads, window, sinks, lazy, span, tail)
     _check(query, key, value, valid, is_causal)
@@ -220,11 +234,16 @@ def _check(
             f"query, key and value are {query.dtype}, {key.dtype} and {value.dtype}; needed is one "
             "floating-point type"
         )
-    devices = {str(each.device) for each in (query, key, value)}
-    if devices != {"cpu"}:
+    devices = {each.device for each in (query, key, value)}
+    if valid is not None:
+        devices.add(valid.device)
+    if len(devices) > 1 or query.device.type not in DEVICES:
         raise OptionError(
-            f"the tensors are on {', '.join(sorted(devices))}; so far this runs on a CPU only"
+            f"the tensors are on {', '.join(sorted(map(str, devices)))}; needed is one device, "
+            f"{' or '.join(DEVICES)}"
         )
+    if query.device.type != "cpu" and query.dtype == torch.float64:
+        raise OptionError("on a GPU, query, key and value can't be torch.float64")
     if valid is not None and (
         valid.dtype != torch.bool or valid.shape != (key.shape[0], key.shape[2])
     ):

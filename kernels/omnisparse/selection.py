@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 TILE = 128  # queries that share a neighbourhood, and the rows of a kernel's tile
-SEGMENT = 512  # queries that share selected keys, of up to SEGMENTS * SEGMENT keys
+SEGMENT = 256  # queries that share selected keys, of up to SEGMENTS * SEGMENT keys
 SEGMENTS = 64  # at most, so that what is kept of the selection grows with the number of keys only
 PROBES = 32  # rows of each segment whose attention is computed
 WORTH = 0.7  # share of all pairs above which exact attention is as fast

@@ -198,7 +198,7 @@ def tensors_like(**changes: Any) -> list[Tensor]:
         (tensors_like(), {"window": -1}, "window is -1"),
         (tensors_like(), {"span": (5, 2)}, r"span is \(5, 2\)"),
         ([each.long() for each in tensors_like()], {}, "floating-point type"),
-        ([each.to("meta") for each in tensors_like()], {}, "on a CPU only"),
+        ([each.to("meta") for each in tensors_like()], {}, "needed is one device, cpu or cuda"),
     ],
 )
 def test_what_is_refused(tensors: list[Tensor], settings: dict[str, Any], message: str) -> None:

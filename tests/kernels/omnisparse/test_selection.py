@@ -46,11 +46,11 @@ def test_the_columns_that_matter_are_found() -> None:
     columns = [40, 100, 333, 500]
     selection = select(*planted(columns, 9.0), None, True, SCALE, Choice(0.9, sinks=2))
     assert chosen(selection)[:6] == [0, 1, *columns]
-    assert chosen(selection, 1)[:5] == [0, 1, 40, 100, 333]
-    assert chosen(selection, 1)[-1] < 1024 - TILE - 128  # the last tile's neighbourhood
+    assert chosen(selection, 2)[:4] == [0, 1, 40, 100]
+    assert chosen(selection, 2)[-1] < 768 - TILE - 128  # the last tile's neighbourhood
     assert (selection.recall >= 0.9).all()
     sparse = selection.budget[0] != EXACT
-    assert sparse.tolist() == [False, True, True, True]  # the first one sees too little
+    assert sparse.tolist() == [False] + [True] * 7  # the first one sees too little
     assert selection.needed.amax(1)[0, sparse].equal(selection.budget[0, sparse])
 
 
@@ -140,15 +140,15 @@ def test_padding_is_as_if_it_were_not_there(side: str) -> None:
         valid[:, 1536:] = False
     choice = Choice(0.8, sinks=2)
     selection = select(query, key, valid, True, SCALE, choice)
-    some = chosen(selection, 3 if side == "left" else 2)
+    some = chosen(selection, 7 if side == "left" else 5)
     if side == "left":
         assert some[:2] == [512, 513]
         key, query = key[:, :, 512:], query[:, :, 512:]
         plain = select(query, key, None, True, SCALE, choice)
-        assert [place - 512 for place in some] == chosen(plain, 2)
+        assert [place - 512 for place in some] == chosen(plain, 5)
     else:
         plain = select(query, key, None, True, SCALE, choice)
-        assert some == chosen(plain, 2)
+        assert some == chosen(plain, 5)
         assert max(chosen(selection)) < 1536
 
 
@@ -167,7 +167,7 @@ def test_queries_that_would_miss_much_are_active() -> None:
     query, key, value = needles(rows)
     choice = Choice(0.5, active=0.05, tail=0)
     output, selection, active = attend_with_selection(query, key, value, None, True, SCALE, choice)
-    assert (selection.budget[0, 1:] != EXACT).all()
+    assert (selection.budget[0, 2:] != EXACT).all()
     assert active[0, 0, rows].all()
     assert int(active.sum()) == math.ceil(0.05 * LENGTH)
     exact = scaled_dot_product_attention(query, key, value, is_causal=True, scale=SCALE)
@@ -185,7 +185,7 @@ def test_which_queries_may_be_lazy(is_causal: bool) -> None:
     assert active[0, 0, 900:].all()
 
 
-@pytest.mark.parametrize("keys", [1, 511, 512, 513, 32767, 32768, 32769, 100_000, 10**6])
+@pytest.mark.parametrize("keys", [1, 255, 256, 257, 16383, 16384, 16385, 100_000, 10**6])
 def test_segments(keys: int) -> None:
     length, count = segment_length(keys), segment_count(keys)
     assert length % TILE == 0

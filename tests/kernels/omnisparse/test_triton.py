@@ -1,0 +1,109 @@
+"""The Triton kernels, run by Triton's interpreter, against the float64 reference.
+
+The interpreter is slow: as few programs as show a thing. What a GPU would need is in
+test_resources.py.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy
+import pytest
+import torch
+import triton.language as tl
+from accel.kernels.omnisparse import gpu, reference
+from torch import Tensor
+from triton.runtime import interpreter
+
+from .test_op import WINDOW, expected, inputs, random_selection, relative, some_padding
+
+
+def errors(
+    shape: tuple[int, int, int, int, int],
+    *,
+    dtype: torch.dtype = torch.float32,
+    is_causal: bool = True,
+    padded: bool = False,
+    active: float = 0.2,
+) -> list[float]:
+    """Relative errors of result, log-sum-exp and the gradients of query, key and value."""
+    heads, groups, queries, keys, width = shape
+    tensors = inputs(heads, groups, queries, keys, width, dtype, batch=3 if padded else 1)
+    query, key, value = (each.detach() for each in tensors)
+    chosen, budget = random_selection(groups, keys, len(key))
+    valid = some_padding(len(key), keys) if padded else None
+    scale, gradient = 1 / math.sqrt(width), torch.randn_like(query)
+    where = chosen, budget, valid, is_causal, scale
+    output, total, active_ones = gpu.forward(
+        query, key, value, *where, active, WINDOW, 0, -1, tail=1
+    )
+    gradients = gpu.backward(
+        gradient, query, key, value, output, total, chosen, budget, active_ones, valid, is_causal,
+        scale, WINDOW,
+    )  # fmt: skip
+    allowed = reference.visible(chosen, budget, active_ones, valid, is_causal, WINDOW)
+    wanted = expected(tensors, allowed, scale, gradient)
+    got: list[Tensor] = [output, total, *gradients]
+    return [relative(one, other) for one, other in zip(got, wanted, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "is_causal", "padded"),
+    [
+        ((1, 1, 1, 1, 32), True, False), ((1, 1, 1, 1, 32), False, True),
+        ((4, 2, 63, 63, 64), True, True), ((4, 2, 63, 63, 64), False, False),
+        ((8, 1, 65, 65, 32), True, False), ((1, 1, 1000, 1000, 32), True, False),
+        ((2, 1, 1, 700, 256), False, False), ((1, 1, 129, 513, 48), True, True),
+        ((2, 2, 130, 600, 128), False, True),
+    ],
+)  # fmt: skip
+def test_values_and_gradients(
+    shape: tuple[int, int, int, int, int], is_causal: bool, padded: bool
+) -> None:
+    assert max(errors(shape, is_causal=is_causal, padded=padded)) < 1e-5
+
+
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton 3.9's interpreter keeps bfloat16 as its bits, multiplies those as integers, and cuts
+    numbers off where a GPU rounds them to the nearest."""
+    builder = interpreter.InterpreterBuilder
+    multiply, cast = builder.create_dot, builder.cast_impl
+
+    def widened(handle: Any) -> Any:
+        if handle.dtype.scalar != tl.bfloat16:
+            return handle
+        bits = handle.data.astype(numpy.uint32) << 16
+        return interpreter.TensorHandle(bits.view(numpy.float32), tl.float32)
+
+    def rounded(self: Any, source: Any, kind: Any) -> Any:
+        if source.dtype.scalar == tl.float32 and kind.scalar == tl.bfloat16:
+            nearest = torch.from_numpy(numpy.asarray(source.data)).bfloat16().float().numpy()
+            source = interpreter.TensorHandle(nearest, tl.float32)
+        return cast(self, source, kind)
+
+    monkeypatch.setattr(
+        builder,
+        "create_dot",
+        lambda self, left, right, *rest: multiply(self, widened(left), widened(right), *rest),
+    )
+    monkeypatch.setattr(builder, "cast_impl", rounded)
+    monkeypatch.setattr(builder, "create_fp_trunc", rounded)
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.bfloat16, 3e-3), (torch.float16, 1e-3)])
+def test_low_precision(dtype: torch.dtype, limit: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums are in float32; rounding a result to bfloat16 is an error of 1.7e-3 by itself."""
+    as_on_a_gpu(monkeypatch)
+    assert max(errors((2, 1, 300, 300, 64), dtype=dtype)) < limit
+
+
+def test_in_order_and_at_once_are_equal() -> None:
+    """The deterministic way of adding up keys that segments share, and the other."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert max(errors((1, 1, 520, 520, 16), active=0.0)) < 1e-5
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert max(errors((1, 1, 520, 520, 16), active=0.0)) < 1e-5
