@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._inductor import ir
-from torch._inductor.custom_graph_pass import CustomGraphPass
+from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch._inductor.lowering import constrain_to_fake_tensor, register_lowering
 from torch._inductor.virtualized import V
+
+from ..kernels.omnisparse import op, selection
 
 __all__ = ["inductor_settings"]
 
@@ -101,7 +103,9 @@ class _SettleSubgraphs(CustomGraphPass):
                 _own_results(subgraph)
 
     def uuid(self) -> Any:
-        ours = "accel: settle subgraphs, 2"
+        # Part of the key of what Inductor keeps on disk. It holds the shapes that our operators
+        # promise, too, and would outlive a change of those.
+        ours = get_hash_for_files((__file__, op.__file__, selection.__file__))
         if self.earlier is None:
             return ours
         other = self.earlier.uuid() if isinstance(self.earlier, CustomGraphPass) else None
