@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import accel
 import pytest
 import torch
+from accel.compiler.inductor import inductor_settings
+from accel.kernels.omnisparse import selection
 from accel.tests.models import dit, noise
 from accel.tests.passes.test_blocks import Mix, Timed
 from accel.tests.zoo import ENTRIES
@@ -108,3 +111,16 @@ def test_everything_that_dynamo_leaves_free_under_inductor() -> None:
         got = fast(noise(batch), **inputs).sample
         torch.testing.assert_close(got, model(noise(batch), **inputs).sample, rtol=1e-4, atol=1e-5)
     assert accel.report_of(fast).passes["pade"].matched
+
+
+def test_cached_code_does_not_outlive_the_operators(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Inductor keeps compiled graphs on disk; the key holds the operators' sources."""
+    settle = inductor_settings()["post_grad_custom_post_pass"]
+    before = settle.uuid()
+    assert settle.uuid() == before
+    changed = tmp_path / "selection.py"
+    changed.write_text(Path(selection.__file__).read_text() + "\n")
+    monkeypatch.setattr(selection, "__file__", str(changed))
+    assert settle.uuid() != before
