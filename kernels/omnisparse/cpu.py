@@ -47,7 +47,6 @@ class _Block(NamedTuple):
 class _Layout(NamedTuple):
     """Where queries and keys are. offset: the first query's position."""
 
-    queries: int
     keys: int
     offset: int
     group: int  # query heads that share a key head
@@ -56,9 +55,8 @@ class _Layout(NamedTuple):
 
     @staticmethod
     def of(query: Tensor, key: Tensor, is_causal: bool) -> _Layout:
-        queries, keys = query.shape[2], key.shape[2]
-        group = query.shape[1] // key.shape[1]
-        return _Layout(queries, keys, keys - queries, group, is_causal, query.dtype)
+        keys, group = key.shape[2], query.shape[1] // key.shape[1]
+        return _Layout(keys, keys - query.shape[2], group, is_causal, query.dtype)
 
     def bias(self, hidden: Tensor) -> Tensor:
         return torch.zeros(hidden.shape, dtype=self.dtype).masked_fill_(hidden, -torch.inf)
@@ -96,7 +94,8 @@ def _runs(layout: _Layout, valid: Tensor | None, window: int) -> Iterator[_Run]:
         heads = torch.arange(layout.group)[:, None].expand(tiles, -1, size).flatten()
         position = position.expand(-1, layout.group, -1).flatten()
         tile = first // TILE * TILE + TILE * torch.arange(tiles)
-        start, stop = (tile - window).clamp(min=0), (tile + TILE + window).clamp(max=layout.keys)
+        start = (tile - window).clamp(min=0)
+        stop = (tile + TILE + window).clamp(0, layout.keys)
         if layout.is_causal:
             stop = (tile + TILE).clamp(max=first + tiles * size)
         near = _neighbours(layout, position.view(tiles, -1), start, stop, valid)
@@ -134,7 +133,7 @@ def _neighbours(
     layout: _Layout, position: Tensor, start: Tensor, stop: Tensor, valid: Tensor | None
 ) -> _Piece:
     """Keys [start, stop) of each tile [tiles] for its queries [tiles, queries of a tile]."""
-    width = int((stop - start).max())
+    width = max(int((stop - start).max()), 0)  # positions before the first key may see none
     place = start[:, None] + torch.arange(width)
     seen = (place < stop[:, None])[:, None]  # [tiles, 1, width]
     place = place.clamp(max=layout.keys - 1)
@@ -143,7 +142,8 @@ def _neighbours(
     if valid is not None:
         seen = seen & valid[place][:, None]
     bias = None if bool(seen.all()) else layout.bias(~seen)[:, None]
-    return _Piece(place, bias, hides=valid is not None)  # every query is among its neighbours
+    # A query is among its neighbours, unless that is padding or lies before the first key.
+    return _Piece(place, bias, hides=valid is not None or layout.offset < 0)
 
 
 def _padding(layout: _Layout, place: slice | Tensor, valid: Tensor | None) -> Tensor | None:

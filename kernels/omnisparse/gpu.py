@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .selection import TILE, active_queries, segment_length
+from .selection import TILE, active_queries, segment_count, segment_length
 from .triton import (
     forward_kernel,
     key_gradient_kernel,
@@ -40,7 +40,8 @@ class Blocks:
 
 
 def blocks_for(width: int, size: int, backward: bool) -> Blocks:
-    """The largest that spilled on none of the four targets, of those tried.
+    """The largest that spilled on none of the four targets, of those tried; for widths of 256 the
+    smallest, which may spill.
 
     width: of a head, a power of two. size: bytes of a number.
     """
@@ -83,9 +84,8 @@ class _Launch:
 
     def sizes(self, begin: int) -> tuple[Any, ...]:
         queries, (groups, keys, width) = self.query.shape[2], self.key.shape[1:]
+        segments, scale = segment_count(keys), self.scale / math.log(2)
         length = segment_length(keys)
-        segments = -(-keys // length)
-        scale = self.scale / math.log(2)
         return queries, keys, width, groups, segments, length, self.window, begin, scale
 
     @property
@@ -143,10 +143,8 @@ def forward(
     natural = total * math.log(2)
     chosen = active_queries(query, key, valid, natural, budget, is_causal, scale,
                             active, window, start, stop, tail)  # fmt: skip
-    if active > 0 or tail > 0 or start > 0 or stop >= 0:
-        attend(*_lists(chosen, key.shape[1]), True)
-        natural = total * math.log(2)
-    return output, natural, chosen
+    attend(*_lists(chosen, key.shape[1]), True)
+    return output, total * math.log(2), chosen
 
 
 def backward(

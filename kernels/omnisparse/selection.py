@@ -37,7 +37,7 @@ TILE = 128  # queries that share a neighbourhood, and the rows of a kernel's til
 SEGMENT = 256  # queries that share selected keys, of up to SEGMENTS * SEGMENT keys
 SEGMENTS = 64  # at most, so that what is kept of the selection grows with the number of keys only
 PROBES = 32  # rows of each segment whose attention is computed
-WORTH = 0.7  # share of all pairs above which exact attention is as fast
+WORTH = 0.7  # share of all pairs above which a segment is exact: an upper bound of what pays
 EXACT = -1  # a budget: every key
 LAZY = ("selected", "local")
 
@@ -136,8 +136,8 @@ def select(
     """Select for `query` [B, H, N, D] and `key` [B, G, M, D]; queries are the last N positions.
 
     valid: bool [B, M], the keys that may be seen (the others are padding); None: all.
-    A segment is exact where the asked recall is 1, where scores are not finite, and where less
-    would not pay: short ones, and budgets beyond `WORTH` of all pairs.
+    A segment is exact where the asked recall is 1, where scores are not finite, and where more than
+    `WORTH` of all pairs would be left: short ones, and those with large budgets.
     """
     heads, queries = query.shape[1:3]
     batch, groups, keys = key.shape[:3]
@@ -219,7 +219,8 @@ def _share_budget(
         sinks = usable & (usable.cumsum(-1) <= choice.sinks)
         rank = rank + sinks[:, None] - (~usable)[:, None].to(rank.dtype)
     order = rank.sort(dim=-1, descending=True, stable=True).indices
-    kept = 1 - far.sum(-1, keepdim=True) + _by(order, far).cumsum(-1)
+    by_order = far.gather(-1, order[:, :, None].expand_as(far))
+    kept = 1 - far.sum(-1, keepdim=True) + by_order.cumsum(-1)
     needed = ((kept < choice.recall).sum(-1) + 1).clamp(max=seen).flatten(1)
     quantile = round(choice.heads * (needed.shape[1] - 1))
     budget = needed.sort(dim=-1).values[:, quantile].clamp(min=min(choice.sinks, seen))
@@ -236,10 +237,6 @@ def _share_budget(
     selection.budget[:, segment] = budget.masked_fill(exact, EXACT).int()
     selection.needed[:, :, segment] = needed.int()
     selection.recall[:, :, segment] = recall[..., 0].flatten(1).masked_fill(exact[:, None], 1)
-
-
-def _by(order: Tensor, far: Tensor) -> Tensor:
-    return far.gather(-1, order[:, :, None].expand_as(far))
 
 
 def active_queries(
@@ -297,7 +294,7 @@ def _missed(
 
     As if far keys were normally distributed around their mean m with covariance C:
     log sum exp(q k) = log n + q m + q C q / 2. Sums over whole tiles, a tile's for all its queries.
-    The values are too high or low by as much for all queries, so that only their order is of use.
+    Real keys are not, so that only the order of the values is of use.
     """
     groups, keys = key.shape[1:3]
     queries = query.shape[2]

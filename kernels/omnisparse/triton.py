@@ -145,8 +145,6 @@ def _reach(
         start, stop, chosen, count = _segment(
             keys, budget, first, pair, G, M, S, LENGTH, window, TILE, BLOCK, CAUSAL
         )
-        if CAUSAL:
-            count = _below(chosen, count, start, 1024)
     return start, stop, chosen, count
 
 
@@ -184,6 +182,8 @@ def forward_kernel(
     )
     column = tl.arange(0, BLOCK_KEYS)
     if not LISTED:
+        if CAUSAL:
+            count = _below(chosen, count, start, 1024)
         for j in range(0, count, BLOCK_KEYS):
             place, known = _selected(chosen, j + column, count, start, stop)
             seen = _visible(valid, position, there, place, known, CAUSAL, PADDED)
@@ -257,6 +257,8 @@ def query_gradient_kernel(
     own = tl.zeros((BLOCK_QUERIES, WIDTH), tl.float32)
     column = tl.arange(0, BLOCK_KEYS)
     if not LISTED:
+        if CAUSAL:
+            count = _below(chosen, count, start, 1024)
         for j in range(0, count, BLOCK_KEYS):
             place, known = _selected(chosen, j + column, count, start, stop)
             seen = _visible(valid, position, there, place, known, CAUSAL, PADDED)
@@ -312,13 +314,10 @@ def key_gradient_kernel(
         where, position, there = _queries(
             rows, counts, step, pair, first, N, M, GROUP, LISTED, BLOCK_QUERIES
         )
-        if LISTED:
-            start = 0
-            stop = tl.max(tl.where(there, position, -1)) + 1 if CAUSAL else M
-        else:
-            start, stop, _, _ = _segment(
-                budget, budget, first, pair, G, M, S, LENGTH, window, TILE, BLOCK_QUERIES, CAUSAL
-            )
+        start, stop, _, _ = _reach(
+            position, there, first, pair, budget, budget, M, G, S, LENGTH, window,
+            TILE, BLOCK_QUERIES, CAUSAL, LISTED,
+        )  # fmt: skip
         if (block * BLOCK_KEYS < stop) & ((block + 1) * BLOCK_KEYS > start):
             near = known & (place >= start) & (place < stop)
             seen = _visible(valid, position, there, place, near, CAUSAL, PADDED)

@@ -102,6 +102,21 @@ def test_values_and_gradients(
         assert not chosen.all()
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_more_queries_than_keys(padded: bool) -> None:
+    """As in cross attention; queries that precede all keys have no neighbours."""
+    tensors = inputs(4, 2, 900, 300, 32, torch.float32, batch=3 if padded else 2)
+    check(tensors, padded, False, 0.2, 1e-5)
+    query, key, value = (each.detach() for each in tensors)
+    valid = some_padding(len(key), 300) if padded else None
+    mask = None if valid is None else valid[:2, None, None]
+    wanted = scaled_dot_product_attention(
+        query[:2], key[:2], value[:2], attn_mask=mask, enable_gqa=True
+    )
+    got = omnisparse_attention(query, key, value, valid=valid, recall=0.5)
+    torch.testing.assert_close(got[:2], wanted)
+
+
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
 def test_low_precision(dtype: torch.dtype, limit: float) -> None:
     """To the rounding of results (bfloat16: 2^-8); sums are in float32."""
