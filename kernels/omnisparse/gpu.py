@@ -40,8 +40,7 @@ class Blocks:
 
 
 def blocks_for(width: int, size: int, backward: bool) -> Blocks:
-    """The largest that spilled on none of the four targets, of those tried; for widths of 256 the
-    smallest, which may spill.
+    """The largest, of those tried, that spill at most 8 bytes on any of the four targets.
 
     width: of a head, a power of two. size: bytes of a number.
     """
