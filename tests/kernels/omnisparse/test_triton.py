@@ -56,7 +56,7 @@ def errors(
         ((4, 2, 63, 63, 64), True, True), ((4, 2, 63, 63, 64), False, False),
         ((8, 1, 65, 65, 32), True, False), ((1, 1, 1000, 1000, 32), True, False),
         ((2, 1, 1, 700, 256), False, False), ((1, 1, 129, 513, 48), True, True),
-        ((2, 2, 130, 600, 128), False, True),
+        ((1, 1, 130, 300, 128), False, True),
     ],
 )  # fmt: skip
 def test_values_and_gradients(
@@ -103,7 +103,7 @@ def test_in_order_and_at_once_are_equal() -> None:
     """The deterministic way of adding up keys that segments share, and the other."""
     torch.use_deterministic_algorithms(True)
     try:
-        assert max(errors((1, 1, 520, 520, 16), active=0.0)) < 1e-5
+        assert max(errors((1, 1, 300, 300, 16), active=0.0)) < 1e-5
     finally:
         torch.use_deterministic_algorithms(False)
-    assert max(errors((1, 1, 520, 520, 16), active=0.0)) < 1e-5
+    assert max(errors((1, 1, 300, 300, 16), active=0.0)) < 1e-5
