@@ -5,12 +5,17 @@
 needs no import of this package; the names below are for reading what it did and for guiding it.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from .compiler.export import Engine, export, load
 from .compiler.gate import Gate
 from .compiler.options import OmniSparseOptions, Options, PadeOptions
 from .compiler.report import Report, Stats, explain, report_of, stats, trajectory
 from .kernels.errors import AccelError, EngineError, ExportError, OptionError
 from .kernels.omnisparse import omnisparse_attention
+
+if TYPE_CHECKING:
+    from .compiler.slim_cache import SlimCache
 
 __all__ = [
     "AccelError",
@@ -23,6 +28,7 @@ __all__ = [
     "Options",
     "PadeOptions",
     "Report",
+    "SlimCache",
     "Stats",
     "explain",
     "export",
@@ -34,3 +40,15 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """SlimCache is one of transformers' caches, which importing accel does not need."""
+    if name != "SlimCache":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .compiler.extras import optional
+
+    optional("transformers", "transformers")
+    from .compiler.slim_cache import SlimCache
+
+    return SlimCache

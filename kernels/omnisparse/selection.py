@@ -3,10 +3,10 @@
 The paper (arXiv 2511.12201) was available as an abstract only: queries are lazy or active, and the
 flattest head sets one key budget for all heads. The rules by which that is decided here are ours.
 
-A query at position `p` always sees its *neighbourhood*: the tile of `TILE` positions that it is in
-and `window` keys before (and, where attention is not causal, after) that tile. Everything beyond is
-*far*. Of the far keys a lazy query sees those that were selected for its *segment*, a run of
-`segment_length` positions; an active query sees them all.
+Positions come in *segments*, runs of `segment_length`. A query always sees its *neighbourhood*: its
+segment and `window` keys before (and, where attention is not causal, after) that. Everything beyond
+is *far*. Of the far keys a lazy query sees those that were selected for its segment; an active
+query sees them all.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from ..errors import OptionError
 __all__ = [
     "EXACT",
     "LAZY",
-    "TILE",
     "Choice",
     "Selection",
     "active_queries",
+    "mean_attention",
     "neighbourhood",
     "segment_count",
     "segment_length",
     "select",
 ]
 
-TILE = 128  # queries that share a neighbourhood, and the rows of a kernel's tile
-SEGMENT = 256  # queries that share selected keys, of up to SEGMENTS * SEGMENT keys
+SEGMENT = 256  # queries that share a neighbourhood and selected keys, up to SEGMENTS * SEGMENT keys
 SEGMENTS = 64  # at most, so that what is kept of the selection grows with the number of keys only
 PROBES = 32  # rows of each segment whose attention is computed
+TRIED = 4  # last segments which, if all of them have to be exact, make all others exact
 WORTH = 0.7  # share of all pairs above which a segment is exact: an upper bound of what pays
 EXACT = -1  # a budget: every key
 LAZY = ("selected", "local")
@@ -45,7 +45,8 @@ LAZY = ("selected", "local")
 class Selection(NamedTuple):
     """What is looked at. B: batch, G: key/value heads, H: query heads, M: keys, S: segments.
 
-    keys: int32 [B, G, S, M]; the first `budget` of each row are the selected keys, ascending.
+    keys: int32 [B, G, S, M]; the first `budget` of each row are the selected keys, ascending. All
+    of them are far from the segment, before it where attention is causal, and none is padding.
     budget: int32 [B, S], the number that all heads share; `EXACT` where every key is seen.
     recall: float32 [B, H, S], the share of the probe rows' attention that is kept.
     needed: int32 [B, H, S], the budget at which each head alone reaches the asked recall.
@@ -64,7 +65,7 @@ class Choice:
     recall: share of each head's attention that lazy queries keep, in (0, 1]; 1 is exact attention.
     active: share of the queries that see every key, in [0, 1]: those that would miss most.
     heads: the quantile of the heads' budgets that all get; 1 is the flattest head's.
-    window: keys of the neighbourhood beyond the tile. sinks: first keys, always selected.
+    window: keys of the neighbourhood beyond the segment. sinks: first keys, always selected.
     lazy: what lazy queries see besides their neighbourhood: the "selected" keys, or, with "local",
     the sinks only.
     span: [start, stop) of the queries that may be lazy; None: all but the last `tail`.
@@ -118,10 +119,14 @@ def segment_count(keys: int) -> int:
 def neighbourhood(
     position: Tensor, keys: int, window: int, is_causal: bool
 ) -> tuple[Tensor, Tensor]:
-    """The neighbourhoods [start, stop) of queries at these positions."""
-    first = position.div(TILE, rounding_mode="floor") * TILE
+    """The neighbourhoods [start, stop) of queries at these positions.
+
+    Positions before the first key (of queries that outnumber the keys) count as in its segment.
+    """
+    length = segment_length(keys)
+    first = position.div(length, rounding_mode="floor").clamp(min=0) * length
     start = (first - window).clamp(min=0)
-    stop = position + 1 if is_causal else (first + TILE + window).clamp(max=keys)
+    stop = position + 1 if is_causal else (first + length + window).clamp(max=keys)
     return start, stop
 
 
@@ -137,7 +142,8 @@ def select(
 
     valid: bool [B, M], the keys that may be seen (the others are padding); None: all.
     A segment is exact where the asked recall is 1, where scores are not finite, and where more than
-    `WORTH` of all pairs would be left: short ones, and those with large budgets.
+    `WORTH` of all pairs would be left: short ones, and those with large budgets. Where the last
+    `TRIED` are, all are: a layer that can't gain costs little.
     """
     heads, queries = query.shape[1:3]
     batch, groups, keys = key.shape[:3]
@@ -146,53 +152,50 @@ def select(
     selection = _exact(key, heads, segments)
     if choice.recall >= 1 or choice.active >= 1 or queries > keys:
         return selection
-    for segment in range((keys - queries) // length, segments):
+    for tried, segment in enumerate(reversed(range((keys - queries) // length, segments))):
+        if tried == TRIED and bool((selection.budget == EXACT).all()):
+            break
         first, last = max(segment * length, keys - queries), min((segment + 1) * length, keys)
         dense = (first + last) / 2 if is_causal else keys
-        near = choice.window + TILE / 2 if is_causal else 2 * choice.window + TILE
+        near = choice.window + length / 2 if is_causal else 2 * choice.window + length
         affordable = (WORTH - choice.active) * dense - near
         if affordable <= choice.sinks:
-            continue
+            break  # those before it are shorter
+        place = torch.arange(last if is_causal else keys, device=key.device)
+        start, stop = max(segment * length - choice.window, 0), last + choice.window
+        place = torch.cat([place[:start], place[stop:]])
         if choice.lazy == "local":
-            far = torch.zeros(batch, groups, heads // groups, last, device=key.device)
+            far = torch.zeros(batch, groups, heads // groups, len(place), device=key.device)
         else:
-            rows = torch.linspace(first - 1, last - 1, PROBES + 1).long()[1:].unique()
-            far = _far_attention(query, key, valid, rows, is_causal, scale, choice.window)
-        _share_budget(selection, segment, far, valid, affordable, choice)
+            rows = first - 1 + torch.arange(1, PROBES + 1) * (last - first) // PROBES
+            attention = mean_attention(query, key, valid, rows.unique(), is_causal, scale)
+            far = torch.cat([attention[..., :start], attention[..., stop:]], -1)
+        _share_budget(selection, segment, place, far, valid, affordable, choice)
     return selection
 
 
-def _far_attention(
+def mean_attention(
     query: Tensor,
     key: Tensor,
     valid: Tensor | None,
     position: Tensor,
     is_causal: bool,
     scale: float,
-    window: int,
 ) -> Tensor:
-    """How much attention the probe rows at these positions pay to keys far from them, on average:
+    """How much attention the probe rows at these positions pay to each key, on average:
     [B, G, H / G, keys up to the last row's]."""
     groups, keys = key.shape[1:3]
-    queries = query.shape[2]
     seen = int(position[-1]) + 1 if is_causal else keys
-    start, stop = neighbourhood(position, keys, window, is_causal)
-    bounds = torch.stack([position, start, stop]).to(key.device)[..., None]
-    rows = (position - (keys - queries)).to(key.device)
-    column = torch.arange(seen, device=key.device)
+    rows = (position - (keys - query.shape[2])).to(key.device)
     probes = (query[:, :, rows] * scale).unflatten(1, (groups, -1)).flatten(2, 3)
     scores = (probes @ key[:, :, :seen].transpose(-1, -2)).float().unflatten(2, (-1, len(rows)))
     if is_causal:
         first = int(position[0])
-        scores[..., first:].masked_fill_(column[first:] > bounds[0], -torch.inf)
-    if valid is not None:
-        scores.masked_fill_(~valid[:, None, None, None, :seen], -torch.inf)
-    attention = scores.softmax(-1)
-    lowest, highest = int(start[0]), min(int(stop[-1]), seen)
-    near = column[lowest:highest]
-    attention[..., lowest:highest].masked_fill_((near >= bounds[1]) & (near < bounds[2]), 0)
+        later = torch.arange(first, seen) > position[:, None]
+        scores[..., first:].masked_fill_(later.to(key.device), -torch.inf)
     if valid is None:
-        return attention.mean(-2)
+        return scores.softmax(-1).mean(-2)
+    attention = scores.masked_fill_(~valid[:, None, None, None, :seen], -torch.inf).softmax(-1)
     looking = valid[:, position.to(key.device)]  # rows of padding count for nothing
     attention.masked_fill_(~looking[:, None, None, :, None], 0)
     return attention.sum(-2) / looking.sum(-1).clamp(min=1)[:, None, None, None]
@@ -201,6 +204,7 @@ def _far_attention(
 def _share_budget(
     selection: Selection,
     segment: int,
+    place: Tensor,
     far: Tensor,
     valid: Tensor | None,
     affordable: float,
@@ -208,27 +212,25 @@ def _share_budget(
 ) -> None:
     """Write one segment of a selection.
 
-    far: [B, G, H / G, M'], the attention to far keys. affordable: keys, beyond which it is exact.
+    place: [M'], the keys that are far from it. far: [B, G, H / G, M'], the attention to them.
+    affordable: keys, beyond which the segment is exact.
     """
-    seen = far.shape[-1]
-    rank = far.mean(2)
-    if valid is None:
-        rank[..., : choice.sinks] += 1  # more than any share: these come first
-    else:
-        usable = valid[:, :seen]
-        sinks = usable & (usable.cumsum(-1) <= choice.sinks)
-        rank = rank + sinks[:, None] - (~usable)[:, None].to(rank.dtype)
+    count = len(place)
+    there = torch.ones_like(selection.keys[:, 0, 0], dtype=torch.bool) if valid is None else valid
+    usable = there[:, place]
+    sinks = usable & (there.cumsum(-1)[:, place] <= choice.sinks)
+    # A rank beyond all shares of attention, for what comes first and last in any case.
+    rank = far.mean(2) + sinks[:, None].float() - (~usable)[:, None].float()
     order = rank.sort(dim=-1, descending=True, stable=True).indices
     by_order = far.gather(-1, order[:, :, None].expand_as(far))
     kept = 1 - far.sum(-1, keepdim=True) + by_order.cumsum(-1)
-    needed = ((kept < choice.recall).sum(-1) + 1).clamp(max=seen).flatten(1)
+    needed = ((kept < choice.recall).sum(-1) + 1).clamp(max=count).flatten(1)
     quantile = round(choice.heads * (needed.shape[1] - 1))
-    budget = needed.sort(dim=-1).values[:, quantile].clamp(min=min(choice.sinks, seen))
-    if valid is not None:
-        budget = budget.minimum(usable.sum(-1))
+    budget = needed.sort(dim=-1).values[:, quantile].maximum(sinks.sum(-1))
+    budget = budget.minimum(usable.sum(-1))
     most = int(budget.max())  # what lies beyond is never read
-    chosen = torch.where(torch.arange(most, device=far.device) < budget[:, None, None],
-                         order[..., :most], seen)  # fmt: skip
+    listed = torch.arange(most, device=far.device) < budget[:, None, None]
+    chosen = place[order[..., :most]].where(listed, selection.keys.shape[-1])
     recall = kept.gather(
         -1, (budget - 1).clamp(min=0)[:, None, None, None].expand_as(kept[..., :1])
     )
@@ -260,22 +262,24 @@ def active_queries(
     segments nobody has to be: there every query sees every key.
     """
     heads, queries = total.shape[1:]
+    keys = key.shape[2]
     stop = queries if stop < 0 else stop
     row = torch.arange(queries, device=total.device)
+    segment = (row + keys - queries).div(segment_length(keys), rounding_mode="floor").clamp(min=0)
+    exact = (budget == EXACT)[:, None, segment]
     lazy = slice(min(start, queries), max(min(stop, queries - tail), min(start, queries)))
     may_be_lazy = (row >= lazy.start) & (row < lazy.stop)
     chosen = (~may_be_lazy).expand(total.shape)
     count = math.ceil(active * heads * (lazy.stop - lazy.start))
     if count:
         missed = _missed(query, key, valid, total, is_causal, scale, window)
-        missed = missed.nan_to_num(nan=torch.inf)[..., lazy].flatten(1)
+        missed = missed.nan_to_num(nan=torch.inf).masked_fill(exact, -torch.inf)
+        missed = missed[..., lazy].flatten(1)
         most = torch.zeros_like(missed, dtype=torch.bool)
         most.scatter_(1, missed.topk(count, sorted=False).indices, True)
         chosen = chosen.clone()
         chosen[..., lazy] = most.unflatten(1, (heads, -1))
-    keys = key.shape[2]
-    segment = (row + keys - queries).div(segment_length(keys), rounding_mode="floor").clamp(min=0)
-    chosen = chosen & (budget != EXACT)[:, None, segment]
+    chosen = chosen & ~exact
     if valid is not None and is_causal:
         chosen &= valid[:, None, keys - queries :]  # padding asks for nothing
     return chosen
@@ -293,37 +297,37 @@ def _missed(
     """Estimate of each query's far attention, against what it has seen; a logarithm, [B, H, N].
 
     As if far keys were normally distributed around their mean m with covariance C:
-    log sum exp(q k) = log n + q m + q C q / 2. Sums over whole tiles, a tile's for all its queries.
-    Real keys are not, so that only the order of the values is of use.
+    log sum exp(q k) = log n + q m + q C q / 2. Real keys are not, so that only the order of the
+    values is of use.
     """
     groups, keys = key.shape[1:3]
     queries = query.shape[2]
-    tiles = -(-keys // TILE)
-    padding = tiles * TILE - keys
-    seen = key.float() if valid is None else key.float() * valid[:, None, :, None]
-    seen = torch.nn.functional.pad(seen, (0, 0, 0, padding)).unflatten(2, (tiles, TILE))
-    there = key.new_ones(key.shape[0], keys) if valid is None else valid
-    counts = torch.nn.functional.pad(there.float(), (0, padding)).unflatten(1, (tiles, TILE)).sum(2)
-    sums = [
-        torch.nn.functional.pad(each.cumsum(2), (0,) * (2 * (each.dim() - 3)) + (1, 0))
-        for each in (counts[:, None], seen.sum(3), seen.transpose(3, 4) @ seen)
-    ]
-    own = torch.arange((keys - queries) // TILE, tiles, device=key.device)
-    before = (own - -(-window // TILE)).clamp(min=0)
-    far = [each[:, :, before] for each in sums]
-    if not is_causal:
-        behind = (own + 1 + -(-window // TILE)).clamp(max=tiles)
-        far = [some + every[:, :, -1:] - every[:, :, behind]
-               for some, every in zip(far, sums, strict=True)]  # fmt: skip
-    count = far[0].clamp(min=1)[..., None]  # [B, 1, T, 1]
-    mean = far[1] / count  # [B, G, T, D]
-    covariance = far[2] / count[..., None] - mean[..., None] * mean[..., None, :]
-    lead, behind_last = (keys - queries) % TILE, padding
-    rows = torch.nn.functional.pad(query.float() * scale, (0, 0, lead, behind_last))
-    rows = rows.unflatten(1, (groups, -1)).unflatten(3, (len(own), TILE))  # [B, G, R, T, TILE, D]
-    along = (rows @ mean[:, :, None, :, :, None])[..., 0]
-    spread = ((rows @ covariance[:, :, None]) * rows).sum(-1)
-    estimate = along + spread / 2 + far[0].log()[:, :, None, :, None]
+    length, segments = segment_length(keys), segment_count(keys)
+    there = key.new_ones(len(key), keys) if valid is None else valid
+    # With a constant 1 before each key, one product has their number, their sum and their squares.
+    rows = torch.cat([there.new_ones(1).expand(*key.shape[:3], 1), key], -1).float()
+    rows = rows * there[:, None, :, None]
+    behind = segments * length - keys
+    if is_causal:
+        parts = torch.nn.functional.pad(rows, (0, 0, window, behind - window))
+        parts = parts.unflatten(2, (segments, length))  # each ends where a neighbourhood starts
+        moments = parts.transpose(3, 4) @ parts
+        moments = moments.cumsum(2) - moments
+    else:
+        parts = torch.nn.functional.pad(rows, (0, 0, window, behind + window))
+        parts = parts.unfold(2, length + 2 * window, length)  # the neighbourhoods
+        moments = (rows.transpose(2, 3) @ rows)[:, :, None] - parts @ parts.transpose(3, 4)
+    offset = keys - queries
+    own = torch.arange(offset // length, segments, device=key.device).clamp(min=0)
+    moments = moments[:, :, None, own]  # [B, G, 1, S', 1 + D, 1 + D]
+    number = moments[..., :1, :1].clamp(min=1)
+    mean = moments[..., 1:, :1] / number
+    covariance = moments[..., 1:, 1:] / number - mean * mean.transpose(-1, -2)
+    lead = offset % length
+    asking = torch.nn.functional.pad(query.float() * scale, (0, 0, lead, behind))
+    asking = asking.unflatten(1, (groups, -1)).unflatten(3, (len(own), length))
+    spread = ((asking @ covariance) * asking).sum(-1)
+    estimate = (asking @ mean)[..., 0] + spread / 2 + number.log()[..., 0]
     estimate = estimate.flatten(3, 4)[..., lead : lead + queries].flatten(1, 2)
     return estimate - total
 

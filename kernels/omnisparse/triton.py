@@ -7,8 +7,8 @@ position `row + M - N`. WIDTH is D rounded up to a power of two.
 Queries come in two passes: LISTED ones (active) see all keys and are named by `rows`, int32
 [B * G, N * GROUP] of `row * GROUP + head`, ascending, of which the first `counts` [B * G] count;
 without that, blocks of consecutive ones see their neighbourhood and the selected keys of their
-segment. In the backward passes the log-sum-exp of queries that do not belong to a pass is +inf,
-which weighs all their scores with 0.
+segment, which are far from it and no padding. In the backward passes the log-sum-exp of queries
+that do not belong to a pass is +inf, which weighs all their scores with 0.
 
 No two programs of a launch write to the same place, unless ATOMIC says so.
 """
@@ -52,31 +52,19 @@ def _queries(
 @triton.jit
 def _segment(
     keys, budget, first, pair, G, M, S, LENGTH, window,
-    TILE: tl.constexpr, BLOCK: tl.constexpr, CAUSAL: tl.constexpr,
+    BLOCK: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
     """What lazy queries from position `first` on see: keys [start, stop), and a list of others."""
     segment = tl.maximum(first, 0) // LENGTH
     count = tl.load(budget + pair // G * S + segment)
     chosen = keys + (pair.to(tl.int64) * S + segment) * M
-    tile = first // TILE * TILE
-    start = tl.maximum(tile - window, 0)
-    stop = tl.minimum(first + BLOCK, M) if CAUSAL else tl.minimum(tile + TILE + window, M)
+    start = tl.maximum(segment * LENGTH - window, 0)
+    stop = tl.minimum(first + BLOCK if CAUSAL else (segment + 1) * LENGTH + window, M)
     if count < 0:  # every key
         start = 0
         stop = stop if CAUSAL else M
         count = 0
     return start, stop, chosen, count
-
-
-@triton.jit
-def _below(chosen, count, start, BLOCK: tl.constexpr):
-    """How many of the ascending selected keys lie before `start`; all later ones are hidden."""
-    found = 0
-    for j in range(0, count, BLOCK):
-        index = j + tl.arange(0, BLOCK)
-        place = tl.load(chosen + index, mask=index < count, other=start)
-        found += tl.sum((place < start).to(tl.int32))
-    return found
 
 
 @triton.jit
@@ -93,14 +81,6 @@ def _store(base, place, there, block, D, WIDTH: tl.constexpr):
     mask = there[:, None] & (column < D)[None, :]
     where = base + place.to(tl.int64)[:, None] * D + column[None, :]
     tl.store(where, block.to(base.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _selected(chosen, index, count, start, stop):
-    """Selected keys by their index in the list, and which of them are far."""
-    listed = index < count
-    place = tl.load(chosen + index, mask=listed, other=0)
-    return place, listed & ((place < start) | (place >= stop))
 
 
 @triton.jit
@@ -134,7 +114,7 @@ def _attend(state, query, key, value, place, known, seen, scale, D, WIDTH: tl.co
 @triton.jit
 def _reach(
     position, there, first, pair, keys, budget, M, G, S, LENGTH, window,
-    TILE: tl.constexpr, BLOCK: tl.constexpr, CAUSAL: tl.constexpr, LISTED: tl.constexpr,
+    BLOCK: tl.constexpr, CAUSAL: tl.constexpr, LISTED: tl.constexpr,
 ):  # fmt: skip
     """What a block of queries sees: keys [start, stop), and so many of a list of others."""
     if LISTED:
@@ -143,7 +123,7 @@ def _reach(
         chosen, count = keys, 0
     else:
         start, stop, chosen, count = _segment(
-            keys, budget, first, pair, G, M, S, LENGTH, window, TILE, BLOCK, CAUSAL
+            keys, budget, first, pair, G, M, S, LENGTH, window, BLOCK, CAUSAL
         )
     return start, stop, chosen, count
 
@@ -151,8 +131,8 @@ def _reach(
 @triton.jit
 def forward_kernel(
     query, key, value, keys, budget, valid, rows, counts, output, total,
-    N, M, D, G, S, LENGTH, window, begin, scale,
-    GROUP: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr,
+    N, M, D, G, S, LENGTH, begin, scale, window,
+    GROUP: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_QUERIES: tl.constexpr, BLOCK_KEYS: tl.constexpr,
     CAUSAL: tl.constexpr, PADDED: tl.constexpr, LISTED: tl.constexpr,
 ):  # fmt: skip
@@ -169,7 +149,7 @@ def forward_kernel(
     )
     start, stop, chosen, count = _reach(
         position, there, first, pair, keys, budget, M, G, S, LENGTH, window,
-        TILE, BLOCK_QUERIES, CAUSAL, LISTED,
+        BLOCK_QUERIES, CAUSAL, LISTED,
     )  # fmt: skip
     some = _load(query, where, there, D, WIDTH)
     valid += pair // G * M
@@ -182,11 +162,10 @@ def forward_kernel(
     )
     column = tl.arange(0, BLOCK_KEYS)
     if not LISTED:
-        if CAUSAL:
-            count = _below(chosen, count, start, 1024)
         for j in range(0, count, BLOCK_KEYS):
-            place, known = _selected(chosen, j + column, count, start, stop)
-            seen = _visible(valid, position, there, place, known, CAUSAL, PADDED)
+            known = j + column < count
+            place = tl.load(chosen + j + column, mask=known, other=0)
+            seen = there[:, None] & known[None, :]
             state = _attend(state, some, key, value, place, known, seen, scale, D, WIDTH)
     for j in range(start, stop, BLOCK_KEYS):
         place = j + column
@@ -230,8 +209,8 @@ def _query_data(query, gradient, total, delta, where, there, D, WIDTH: tl.conste
 @triton.jit
 def query_gradient_kernel(
     query, key, value, gradient, total, delta, keys, budget, valid, rows, counts, grad_query,
-    N, M, D, G, S, LENGTH, window, begin, scale, slope_scale,
-    GROUP: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr,
+    N, M, D, G, S, LENGTH, begin, scale, slope_scale, window,
+    GROUP: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_QUERIES: tl.constexpr, BLOCK_KEYS: tl.constexpr,
     CAUSAL: tl.constexpr, PADDED: tl.constexpr, LISTED: tl.constexpr,
 ):  # fmt: skip
@@ -248,7 +227,7 @@ def query_gradient_kernel(
     )
     start, stop, chosen, count = _reach(
         position, there, first, pair, keys, budget, M, G, S, LENGTH, window,
-        TILE, BLOCK_QUERIES, CAUSAL, LISTED,
+        BLOCK_QUERIES, CAUSAL, LISTED,
     )  # fmt: skip
     some, up, norm, weight = _query_data(query, gradient, total, delta, where, there, D, WIDTH)
     valid += pair // G * M
@@ -257,11 +236,10 @@ def query_gradient_kernel(
     own = tl.zeros((BLOCK_QUERIES, WIDTH), tl.float32)
     column = tl.arange(0, BLOCK_KEYS)
     if not LISTED:
-        if CAUSAL:
-            count = _below(chosen, count, start, 1024)
         for j in range(0, count, BLOCK_KEYS):
-            place, known = _selected(chosen, j + column, count, start, stop)
-            seen = _visible(valid, position, there, place, known, CAUSAL, PADDED)
+            known = j + column < count
+            place = tl.load(chosen + j + column, mask=known, other=0)
+            seen = there[:, None] & known[None, :]
             own = _query_step(
                 own, some, up, norm, weight, key, value, place, known, seen, scale, D, WIDTH
             )
@@ -288,8 +266,8 @@ def _key_step(own, keys, values, some, up, norm, weight, seen, scale):
 @triton.jit
 def key_gradient_kernel(
     query, key, value, gradient, total, delta, budget, valid, rows, counts, grad_key, grad_value,
-    N, M, D, G, S, LENGTH, window, begin, scale, slope_scale,
-    GROUP: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr,
+    N, M, D, G, S, LENGTH, begin, scale, slope_scale, window,
+    GROUP: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_QUERIES: tl.constexpr, BLOCK_KEYS: tl.constexpr,
     CAUSAL: tl.constexpr, PADDED: tl.constexpr, LISTED: tl.constexpr,
 ):  # fmt: skip
@@ -316,7 +294,7 @@ def key_gradient_kernel(
         )
         start, stop, _, _ = _reach(
             position, there, first, pair, budget, budget, M, G, S, LENGTH, window,
-            TILE, BLOCK_QUERIES, CAUSAL, LISTED,
+            BLOCK_QUERIES, CAUSAL, LISTED,
         )  # fmt: skip
         if (block * BLOCK_KEYS < stop) & ((block + 1) * BLOCK_KEYS > start):
             near = known & (place >= start) & (place < stop)
@@ -333,11 +311,10 @@ def key_gradient_kernel(
 
 @triton.jit
 def selected_key_gradient_kernel(
-    query, key, value, gradient, total, delta, keys, budget, valid, grad_key, grad_value,
-    N, M, D, G, S, LENGTH, window, segment, scale, slope_scale,
-    GROUP: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr,
-    BLOCK_QUERIES: tl.constexpr, BLOCK_KEYS: tl.constexpr,
-    CAUSAL: tl.constexpr, PADDED: tl.constexpr, ATOMIC: tl.constexpr,
+    query, key, value, gradient, total, delta, keys, budget, grad_key, grad_value,
+    N, M, D, G, S, LENGTH, segment, scale, slope_scale,
+    GROUP: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK_QUERIES: tl.constexpr, BLOCK_KEYS: tl.constexpr, ATOMIC: tl.constexpr,
 ):  # fmt: skip
     """Add to the gradients of a block of a segment's selected keys what comes from its queries.
 
@@ -355,7 +332,6 @@ def selected_key_gradient_kernel(
     here = pair.to(tl.int64) * M + place
     selected = _load(key, here, known, D, WIDTH)
     values = _load(value, here, known, D, WIDTH)
-    valid += pair // G * M
     own = (
         tl.zeros((BLOCK_KEYS, WIDTH), tl.float32), tl.zeros((BLOCK_KEYS, WIDTH), tl.float32)
     )  # fmt: skip
@@ -363,14 +339,10 @@ def selected_key_gradient_kernel(
     steps = tl.cdiv(tl.minimum(LENGTH, M - begin), BLOCK_QUERIES) * GROUP
     for step in range(0, steps):
         first = begin + step // GROUP * BLOCK_QUERIES
-        where, position, there = _queries(
+        where, _, there = _queries(
             keys, budget, step, pair, first, N, M, GROUP, False, BLOCK_QUERIES
         )
-        start, stop, _, _ = _segment(
-            keys, budget, first, pair, G, M, S, LENGTH, window, TILE, BLOCK_QUERIES, CAUSAL
-        )
-        far = known & ((place < start) | (place >= stop))
-        seen = _visible(valid, position, there, place, far, CAUSAL, PADDED)
+        seen = there[:, None] & known[None, :]
         some, up, norm, weight = _query_data(query, gradient, total, delta, where, there, D, WIDTH)
         own = _key_step(own, selected, values, some, up, norm, weight, seen, scale)
     _add(grad_key, here, known, own[0] * slope_scale, D, WIDTH, ATOMIC)

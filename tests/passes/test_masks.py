@@ -97,3 +97,51 @@ def test_a_window_wider_than_the_sequence_shows_where_sizes_are_free() -> None:
             torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
         found = accel.report_of(fast).passes["omnisparse"]
         assert reason in "; ".join(map(str, found.skipped))
+
+
+PADDED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "causal": lambda x, there: lower(x) & there.bool()[:, None, None],
+    "full": lambda x, there: (there != 0)[:, None, None].expand(-1, 1, x.shape[1], -1),
+    "scores": lambda x, there: torch.zeros(x.shape[1], x.shape[1]).masked_fill(
+        ~(lower(x) & there.bool()[:, None, None]), -1e30
+    ),
+    "packed": lambda x, there: lower(x) & (there[:, None, :, None] == there[:, None, None]),
+    "of rows": lambda x, there: lower(x) & there.bool()[:, None, :, None],
+    "reversed": lambda x, there: lower(x) & (there == 0)[:, None, None],
+    "unless nothing is left": lambda x, there: (
+        (lower(x) & there.bool()[:, None, None])
+        | ~(lower(x) & there.bool()[:, None, None]).any(-1, keepdim=True)
+    ),
+    "summed": lambda x, there: lower(x) & (there.cumsum(1) > 0)[:, None, None],
+}
+
+
+class Padded(nn.Module):
+    def __init__(self, mask: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.mask = mask
+        self.project = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, there: Tensor) -> Tensor:
+        heads = self.project(x)[:, None]
+        return scaled_dot_product_attention(heads, heads, heads, attn_mask=self.mask(x, there))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("name", list(PADDED))
+@torch.no_grad()
+def test_padding(name: str, dynamic: bool) -> None:
+    """Only a mask whose zeros hide their own keys, and nothing else, is padding."""
+    model = Padded(PADDED[name])
+    options: dict[str, Any] = {"omnisparse": {"recall": 1.0, "minimum": 0}, "lowering": "eager"}
+    fast = torch.compile(model, backend="accel", fullgraph=True, dynamic=dynamic, options=options)
+    for length in (40, 50):
+        x, there = torch.randn(2, length, 8), torch.ones(2, length, dtype=torch.long)
+        there[0, :9], there[1, -5:] = 0, 0
+        got, wanted = fast(x, there), model(x, there)
+        seen = there[..., None].bool() if name != "full" else torch.ones(1, dtype=torch.bool)
+        torch.testing.assert_close(got * seen, wanted * seen, rtol=1e-4, atol=1e-5)
+    found = accel.report_of(fast).passes["omnisparse"]
+    padding = name in ("causal", "full", "scores")
+    assert bool(found.matched) == padding
+    assert padding or "hides other keys than its own" in str(found.skipped[0])

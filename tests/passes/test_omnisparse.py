@@ -84,11 +84,57 @@ def test_a_language_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(heads) == {2}
     passes = accel.report_of(fast).passes
     assert len(passes["omnisparse"].matched) == 2 * len(accel.report_of(fast).graphs)
-    padded = accel.explain(
-        model, tokens, attention_mask=torch.ones_like(tokens), use_cache=False, options=options
+
+
+@pytest.mark.parametrize("form", ["sdpa", "eager"])
+@pytest.mark.parametrize("dynamic", [False, True])
+@torch.no_grad()
+def test_a_language_model_with_padding(form: str, dynamic: bool) -> None:
+    """transformers' attention as one call and written out; the mask says what is padding."""
+    model, tokens = llama(), torch.arange(600).reshape(2, 300) % 64
+    model.set_attn_implementation(form)
+    options = {**EAGER, "omnisparse": {"recall": 1.0, "minimum": 200}}
+    fast = torch.compile(model, backend="accel", fullgraph=True, dynamic=dynamic, options=options)
+    for length in (300, 250):
+        some, there = tokens[:, :length], torch.ones(2, length, dtype=torch.long)
+        there[0, :30] = 0
+        wanted = model(some, attention_mask=there, use_cache=False).logits[there.bool()]
+        got = fast(some, attention_mask=there, use_cache=False).logits[there.bool()]
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    passes = accel.report_of(fast).passes["omnisparse"]
+    assert len(passes.matched) == 2 * len(accel.report_of(fast).graphs)
+    assert not passes.skipped
+
+
+@torch.no_grad()
+def test_weights_that_are_handed_out() -> None:
+    model, tokens = llama(), torch.arange(300)[None] % 64
+    model.set_attn_implementation("eager")
+    options = {**EAGER, "omnisparse": {"minimum": 200}}
+    found = accel.explain(
+        model, tokens, use_cache=False, output_attentions=True, options=options
     ).passes["omnisparse"]
-    assert not padded.matched
-    assert "the mask depends on" in str(padded.skipped[0])
+    assert not found.matched
+    assert "is used elsewhere, too" in str(found.skipped[0])
+
+
+class Aten(nn.Module):
+    """The operator, as in graphs that torch.export has made."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = x.unflatten(-1, (2, 8)).transpose(1, 2)
+        call = torch.ops.aten.scaled_dot_product_attention.default
+        result: Tensor = call(heads, heads, heads, is_causal=True)
+        return result
+
+
+@torch.no_grad()
+def test_aten_operators() -> None:
+    options = {**EAGER, "omnisparse": {"recall": 1.0, "minimum": 0}}
+    fast = torch.compile(Aten(), backend="accel", fullgraph=True, options=options)
+    x = torch.randn(2, 300, 16)
+    torch.testing.assert_close(fast(x), Aten()(x), rtol=1e-4, atol=1e-5)
+    assert accel.report_of(fast).passes["omnisparse"].matched
 
 
 class Attend(nn.Module):

@@ -9,7 +9,14 @@ import accel
 import pytest
 import torch
 from accel.kernels.omnisparse import cpu, omnisparse_attention, reference
-from accel.kernels.omnisparse.selection import EXACT, Choice, segment_count, select
+from accel.kernels.omnisparse.selection import (
+    EXACT,
+    Choice,
+    neighbourhood,
+    segment_count,
+    segment_length,
+    select,
+)
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -25,14 +32,21 @@ def inputs(
     return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
 
 
-def random_selection(groups: int, keys: int, batch: int = 2) -> tuple[Tensor, Tensor]:
+def random_selection(
+    groups: int, keys: int, is_causal: bool, valid: Tensor | None, batch: int = 2
+) -> tuple[Tensor, Tensor]:
     """Another set of keys in each head and segment, and every fourth segment exact."""
     generator = torch.Generator().manual_seed(keys)
     segments = segment_count(keys)
-    budget = torch.randint(keys // 2 + 1, (batch, segments), generator=generator)
-    order = torch.rand(batch, groups, segments, keys, generator=generator).argsort(-1)
-    unused = torch.arange(keys) >= budget[:, None, :, None]
-    chosen = order.masked_fill(unused, keys).sort(-1).values
+    place, first = torch.arange(keys), segment_length(keys) * torch.arange(segments)[:, None]
+    start, stop = neighbourhood(first, keys, WINDOW, False)
+    usable = (place < start) | ((place >= stop) & (not is_causal))  # [S, M]: far keys
+    usable = usable.expand(batch, -1, -1) & (True if valid is None else valid[:, None])
+    count = usable.sum(-1)
+    budget = (torch.rand(count.shape, generator=generator) * (count + 1)).long()
+    order = torch.rand(batch, groups, segments, keys, generator=generator)
+    order = order.masked_fill(~usable[:, None], -1).argsort(-1, descending=True)
+    chosen = order.masked_fill(place >= budget[:, None, :, None], keys).sort(-1).values
     budget[:, 3::4] = EXACT
     return chosen.int(), budget.int()
 
@@ -68,8 +82,8 @@ def check(
 ) -> Tensor:
     """Values and gradients against the reference; which queries were active."""
     query, key, _ = tensors
-    keys, budget = random_selection(key.shape[1], key.shape[2], len(key))
     valid = some_padding(len(key), key.shape[2]) if padded else None
+    keys, budget = random_selection(key.shape[1], key.shape[2], is_causal, valid, len(key))
     gradient, scale = torch.randn_like(query), 1 / math.sqrt(query.shape[-1])
     output, total, chosen = torch.ops.accel.omnisparse_attend(
         *tensors, keys, budget, valid, is_causal, scale, active, WINDOW, 0, -1, 1
@@ -104,7 +118,7 @@ def test_values_and_gradients(
 
 @pytest.mark.parametrize("padded", [False, True])
 def test_more_queries_than_keys(padded: bool) -> None:
-    """As in cross attention; queries that precede all keys have no neighbours."""
+    """As in cross attention; queries that precede all keys count to the first segment."""
     tensors = inputs(4, 2, 900, 300, 32, torch.float32, batch=3 if padded else 2)
     check(tensors, padded, False, 0.2, 1e-5)
     query, key, value = (each.detach() for each in tensors)
@@ -137,7 +151,7 @@ def test_everything_is_dense_attention(is_causal: bool, settings: dict[str, Any]
         torch.testing.assert_close(one, other)
 
 
-def test_every_key_selected_tile_by_tile() -> None:
+def test_every_key_selected_segment_by_segment() -> None:
     """What a budget that keeps everything computes by the sparse way."""
     query, key, value = (each.detach() for each in inputs(4, 2, 200, 600, 32, torch.float32))
     full = select(query, key, None, True, 0.2, Choice(recall=1.0))
@@ -158,7 +172,7 @@ def test_torch_accepts_the_operators(exact: bool, is_causal: bool) -> None:
     choice = Choice(recall=0.5, window=WINDOW)
     scored = (*plain[:2], None, is_causal, 0.25)
     torch.library.opcheck(torch.ops.accel.omnisparse_select, (*scored, *choice.selecting()))
-    keys, budget = random_selection(2, 700, 1)
+    keys, budget = random_selection(2, 700, is_causal, None, 1)
     if exact:
         budget.fill_(EXACT)
     where = (keys, budget, None, is_causal, 0.25, *choice.attending())

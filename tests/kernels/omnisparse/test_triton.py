@@ -32,8 +32,8 @@ def errors(
     heads, groups, queries, keys, width = shape
     tensors = inputs(heads, groups, queries, keys, width, dtype, batch=3 if padded else 1)
     query, key, value = (each.detach() for each in tensors)
-    chosen, budget = random_selection(groups, keys, len(key))
     valid = some_padding(len(key), keys) if padded else None
+    chosen, budget = random_selection(groups, keys, is_causal, valid, len(key))
     scale, gradient = 1 / math.sqrt(width), torch.randn_like(query)
     where = chosen, budget, valid, is_causal, scale
     output, total, active_ones = gpu.forward(

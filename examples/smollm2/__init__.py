@@ -1,0 +1,1 @@
+"""SmolLM2-135M, a small language model with real weights, as a subject for sparse attention."""
