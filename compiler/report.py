@@ -141,7 +141,12 @@ def report_of(compiled: Any) -> Report:
     """The report of a compiled model's graphs as they were really compiled, so far."""
     if isinstance(compiled, Engine):
         raise AccelError("what the passes did to an engine is in engine.manifest.passes")
-    graphs = sorted(compiled_graphs(_owners(compiled)), key=lambda graph: graph.number)
+    owners = _owners(compiled)
+    if not owners:
+        raise AccelError(
+            "the model has no parameters, by which its graphs are found; use accel.explain"
+        )
+    graphs = sorted(compiled_graphs(owners), key=lambda graph: graph.number)
     if not graphs:
         raise AccelError(
             "the model has no graph compiled by accel yet; call it once, or use accel.explain"

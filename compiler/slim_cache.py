@@ -215,7 +215,7 @@ def _chosen(
         groups.append((heads[~spread], none))
     if bool(spread.any()):
         far, rest = far[:, spread], rest[:, spread]
-        order = far.mean(2).argsort(-1, descending=True, stable=True)
+        order = far.mean(2).argsort(dim=-1, descending=True, stable=True)
         by_order = far.gather(-1, order[:, :, None].expand_as(far))
         needed = (rest[..., None] + by_order.cumsum(-1) < recall).sum(-1) + 1
         needed = needed.clamp(max=len(visual)).flatten(1).sort(-1).values
@@ -242,8 +242,6 @@ class SlimCache(Cache):
     Raises OptionError for values out of range, for models with other layers, and where a model does
     not let the cache's keys reach its attention function.
     """
-
-    layers: list[_SlimLayer]
 
     def __init__(
         self,
@@ -278,12 +276,13 @@ class SlimCache(Cache):
         AttentionMaskInterface.register(ATTENTION, sdpa_mask)
         model.set_attn_implementation(ATTENTION)
         rules = _Rules(span, recall, heads, window, sinks, probes)
-        super().__init__(layers=[_SlimLayer(rules) for _ in range(config.num_hidden_layers)])
+        self.slim = [_SlimLayer(rules) for _ in range(config.num_hidden_layers)]
+        super().__init__(layers=list(self.slim))
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        waiting = [index for index, layer in enumerate(self.layers) if layer.awaited]
+        waiting = [index for index, layer in enumerate(self.slim) if layer.awaited]
         if waiting:
             raise OptionError(
                 f"the keys of layer {waiting[0]} did not reach accel's attention function: the "
@@ -295,13 +294,13 @@ class SlimCache(Cache):
     @property
     def nbytes(self) -> int:
         """Bytes that are held, those of positions included."""
-        return sum(group.nbytes for layer in self.layers for group in layer.groups)
+        return sum(group.nbytes for layer in self.slim for group in layer.groups)
 
     @property
     def full_nbytes(self) -> int:
         """Bytes that a cache of all entries would hold."""
         total = 0
-        for layer in self.layers:
+        for layer in self.slim:
             for group in layer.groups:
                 entries = group.positions.shape[2]
                 total += (group.keys.nbytes + group.values.nbytes) // entries * layer.seen
@@ -310,8 +309,8 @@ class SlimCache(Cache):
     def kept(self) -> list[list[float]]:
         """For each layer and key head the share of the entries that it keeps."""
         shares = []
-        for layer in self.layers:
-            own = {}
+        for layer in self.slim:
+            own: dict[int, float] = {}
             for group in layer.groups:
                 share = group.positions.shape[2] / layer.seen
                 own |= dict.fromkeys(group.heads.tolist(), share)

@@ -81,9 +81,10 @@ def _written_out(node: fx.Node) -> Attention | None:
     scale: Any = 1.0
     if call_name(scores) in ("mul", "imul", "truediv", "div"):
         inner.append(scores)
-        scores, scale = scores.args[0], _number(scores.args[1])
-        if scale is None or not isinstance(scores, fx.Node):
+        scale, product = _number(scores.args[1]), scores.args[0]
+        if scale is None or not isinstance(product, fx.Node):
             return None
+        scores = product
         if call_name(inner[-1]) in ("truediv", "div"):
             scale = 1 / scale
     if call_name(scores) not in PRODUCTS:
@@ -113,7 +114,7 @@ def _number(value: Any) -> float | None:
 def _dropout(node: fx.Node) -> float:
     """Its probability; 0 where it does nothing."""
     given = {**dict(zip(("input", "p", "training"), node.args, strict=False)), **node.kwargs}
-    return float(given.get("p", 0.5)) if given.get("training", True) else 0.0
+    return _number(given.get("p", 0.5)) or 0.0 if given.get("training", True) else 0.0
 
 
 def _swaps_last(node: fx.Node) -> bool:

@@ -138,7 +138,7 @@ def _numbers(node: fx.Node) -> list[int]:
     return found
 
 
-def _computed(nodes: list[fx.Node], sizes: Mapping[fx.Node, int]) -> Tensor:
+def _computed(nodes: list[fx.Node], sizes: Mapping[fx.Node, Any]) -> Tensor:
     """The last node's value, with nothing kept that is no longer needed."""
     values: dict[fx.Node, Any] = dict(sizes)
     inside = set(nodes)

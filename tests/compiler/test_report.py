@@ -100,3 +100,11 @@ def test_another_batch_size_is_a_recompilation_of_one_graph() -> None:
         euler(fast, noise(batch), torch.arange(batch), steps=2)
     assert accel.stats(fast).recompiles == 1
     assert "captured whole (fullgraph=True), compiled 2 times" in str(accel.report_of(fast))
+
+
+def test_models_without_parameters_are_told_apart() -> None:
+    """Graphs are found by a model's parameters."""
+    compiled = torch.compile(torch.nn.ReLU(), backend="accel", options={"lowering": "eager"})
+    compiled(torch.ones(3))
+    with pytest.raises(accel.AccelError, match="no parameters, by which its graphs are found"):
+        accel.report_of(compiled)

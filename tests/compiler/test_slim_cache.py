@@ -75,7 +75,7 @@ def test_less_memory_for_what_is_not_looked_at() -> None:
     assert cache.get_seq_length() == PROMPT + 4
     assert cache.nbytes < 0.9 * cache.full_nbytes
     assert cache.full_nbytes == 2 * 2 * 2 * (PROMPT + 4) * 8 * 4
-    for layer in cache.layers:
+    for layer in cache.slim:
         assert len({group.positions.shape[2] for group in layer.groups}) == len(layer.groups)
         for group in layer.groups:
             assert (group.positions.diff() > 0).all()
@@ -98,7 +98,7 @@ def test_decoding_against_the_reference(queries: int) -> None:
     valid[0, :30] = False
     causal = torch.ones(PROMPT + queries, PROMPT + queries, dtype=torch.bool).tril()
     mask = causal[None, None] & valid[:, None, None]
-    layer, module = cache.layers[0], model.model.layers[0].self_attn
+    layer, module = cache.slim[0], model.model.layers[0].self_attn
     cache.update(*prompts[1:], 0)
     layer.attend(module, *prompts, mask[:, :, :PROMPT, :PROMPT])
     new = [torch.randn(2, heads, queries, 8, generator=generator) * 2 for heads in (4, 2, 2)]

@@ -97,9 +97,9 @@ class _ReachedError(Exception):
 @torch.no_grad()
 def over_lengths(
     tensors: tuple[Tensor, ...], lengths: Sequence[int], choice: Choice, repeats: int
-) -> list[tuple[int, float, float, float]]:
+) -> list[tuple[float, ...]]:
     """Length, dense and sparse seconds, and the share of the pairs, on the first so many tokens."""
-    rows = []
+    rows: list[tuple[float, ...]] = []
     for length in lengths:
         query, key, value = (each[:, :, :length].contiguous() for each in tensors)
         noted = Noted()
@@ -118,7 +118,7 @@ def prefill(
     model.set_attn_implementation("sdpa")
 
     def compiled(options: dict[str, Any] | None) -> Callable[[], Any]:
-        given = {} if options is None else {"backend": "accel", "options": options}
+        given: Any = {} if options is None else {"backend": "accel", "options": options}
         call = torch.compile(model, fullgraph=True, dynamic=False, **given)
         return lambda: call(tokens[None], use_cache=False, logits_to_keep=1)
 
