@@ -12,7 +12,7 @@ from .compiler.gate import Gate
 from .compiler.options import OmniSparseOptions, Options, PadeOptions
 from .compiler.report import Report, Stats, explain, report_of, stats, trajectory
 from .kernels.errors import AccelError, EngineError, ExportError, OptionError
-from .kernels.omnisparse import omnisparse_attention
+from .kernels.omnisparse import observe_selections, omnisparse_attention
 
 if TYPE_CHECKING:
     from .compiler.slim_cache import SlimCache
@@ -33,6 +33,7 @@ __all__ = [
     "explain",
     "export",
     "load",
+    "observe_selections",
     "omnisparse_attention",
     "report_of",
     "stats",

@@ -52,7 +52,9 @@ def export(
             f"lowering {parsed.lowering!r} is for torch.compile; an engine is compiled by what its "
             "format stands for"
         )
-    captured = capture(model, args, kwargs or {}, parsed, form.LEFT_OUT, free=free_sizes)
+    captured = capture(
+        model, args, kwargs or {}, parsed, form.LEFT_OUT, free=free_sizes, plain=form.PLAIN
+    )
     program = exported_program(captured)
     manifest = manifest_of(model, captured, program, parsed, form.versions())
     # Written beside its place, and moved there once it is whole, loads, and computes the same.
@@ -64,7 +66,10 @@ def export(
             engine = load(written)
         except EngineError as error:
             raise ExportError(f"the engine that was written does not load: {error}") from error
-        try_out(lambda: _run(engine, captured, args, kwargs or {}), captured.expected)
+        try_out(
+            lambda: _run(engine, captured, args, kwargs or {}), captured.expected,
+            captured.selective,
+        )  # fmt: skip
         for new, place in zip(form.files(written), form.files(target), strict=True):
             if new.is_file():
                 os.replace(new, place)

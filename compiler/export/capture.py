@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -85,8 +86,8 @@ class Captured:
     that each symbol in a size is; conditions: what has to hold for them.
     constants, ignored: other values in the arguments, and tensors that the model does not read.
     outputs: for each tensor of the model's result where it is, and which result of `step` it is;
-    expected: those tensors, as the model gave them for the examples; result_constants: what else
-    the result holds.
+    expected: those tensors, as the model gave them for the examples, where sparse attention is part
+    of it; selective: whether it is. result_constants: what else the result holds.
     """
 
     program: Program
@@ -101,6 +102,7 @@ class Captured:
     ignored: tuple[Path, ...]
     outputs: tuple[tuple[Path, int], ...]
     expected: tuple[Tensor, ...]
+    selective: bool
     result_constants: tuple[tuple[Path, Any], ...]
 
 
@@ -125,11 +127,13 @@ def capture(
     options: Options,
     left_out: Mapping[str, str],
     free: bool = True,
+    plain: bool = True,
 ) -> Captured:
     """Capture `model(*args, **kwargs)` and apply the passes but for those `left_out` (with why).
 
-    free: every size of an input that the model leaves free stays free, but for sizes of 1; else
-    all are fixed. The model runs once. Raises ExportError if it can't be captured as one graph.
+    plain: whether accel's own operators have to go. free: every size of an input that the model
+    leaves free stays free, but for sizes of 1; else all are fixed. The model runs once. Raises
+    ExportError if it can't be captured as one graph.
     """
     name = type(model).__name__
     signature = inspect.signature(model.forward)
@@ -144,7 +148,8 @@ def capture(
         leaves = [each for each in flatten(arguments) if isinstance(each[1], Tensor)]
         still = {(path, dim) for path, leaf in leaves for dim in range(leaf.dim())}
     while True:
-        captured, fixed = _captured(model, *_trace(model, arguments, options, left_out, still))
+        traced = _trace(model, arguments, options, left_out, still, plain)
+        captured, fixed = _captured(model, *traced)
         if not fixed:
             return captured
         still |= fixed
@@ -156,6 +161,7 @@ def _trace(
     options: Options,
     left_out: Mapping[str, str],
     still: Collection[tuple[Path, int]],
+    plain: bool,
 ) -> tuple[list[tuple[Path, Any]], Any, dict[str, Any]]:
     """Run the model once under Dynamo: the inputs' leaves, the result, and what was seen.
 
@@ -176,10 +182,16 @@ def _trace(
         seen["guards"] = [guard for guard in guards if guard.free_symbols]
         seen["ranges"] = {str(s): limits for s, limits in shapes.var_to_range.items()}
         seen["program"], seen["results"] = rewrite(_one_node_a_size(module), options, left_out)
-        _put_export_bodies(seen["program"].module)
+        if plain:
+            _put_export_bodies(seen["program"].module)
+        seen["selective"] = any(r.name == "omnisparse" and r.matched for r in seen["results"])
+        expected = module
+        if seen["selective"]:  # it leaves out parts of attention, on every step
+            alone = dataclasses.replace(options, pade=False, outline=False)
+            expected = rewrite(module, alone, left_out)[0].module
 
         def call(*inputs: Any) -> Any:
-            seen["inputs"], seen["outputs"] = inputs, module.forward(*inputs)
+            seen["inputs"], seen["outputs"] = inputs, expected.forward(*inputs)
             return seen["outputs"]
 
         return call
@@ -275,6 +287,7 @@ def _captured(
         ignored=tuple(p for p, leaf, tensor in is_tensor if tensor and id(leaf) not in position),
         outputs=outputs,
         expected=tuple(seen["outputs"][index] for _, index in outputs),
+        selective=seen["selective"],
         result_constants=constants,
     )
     return captured, dims

@@ -246,7 +246,9 @@ def export_repository(
         about = dataclasses.replace(manifest, state=None)
         file = written / "1" / "model.onnx"
         onnx_file.convert(program, inputs, outputs, about, file)
-        try_out(lambda: _first_step(file, sequence, examples), captured.expected)
+        try_out(
+            lambda: _first_step(file, sequence, examples), captured.expected, captured.selective
+        )
         (written / "config.pbtxt").write_text(_configuration(name, manifest, state, sequences))
         os.replace(written, target)
     return target

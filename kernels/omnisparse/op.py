@@ -7,18 +7,41 @@ looks there, forward and backward. All their results have shapes that the inputs
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import MissingDependencyError, OptionError
-from . import cpu
+from ..exports import EXPORT_BODIES
+from . import cpu, reference
 from .selection import Choice, Selection, segment_count, select
 
-__all__ = ["DEVICES", "omnisparse_attention"]
+__all__ = ["DEVICES", "observe_selections", "omnisparse_attention"]
 
 DEVICES = ("cpu", "cuda")  # torch calls AMD's GPUs so, too
+
+
+_observers: list[list[Selection]] = []
+
+
+@contextmanager
+def observe_selections() -> Iterator[list[Selection]]:
+    """The `Selection` of every call of sparse attention in this process meanwhile, in their order.
+
+    For each call: the budget that the heads shared in each segment, the recall that each head
+    reached, and the budget that it needed for itself. Also of compiled models, for the selection is
+    Python; a replayed CUDA graph shows nothing.
+    """
+    observed: list[Selection] = []
+    _observers.append(observed)
+    try:
+        yield observed
+    finally:
+        # By identity: another one may hold the same.
+        _observers[:] = [each for each in _observers if each is not observed]
 
 
 @torch.library.custom_op("accel::omnisparse_select", mutates_args=())
@@ -36,7 +59,10 @@ def _select(
     lazy: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     choice = Choice(recall, active, heads, window, sinks, lazy)
-    return select(query, key, valid, is_causal, scale, choice)
+    selection = select(query, key, valid, is_causal, scale, choice)
+    for observed in _observers:
+        observed.append(Selection(*(each.clone() for each in selection)))
+    return selection
 
 
 @_select.register_fake
@@ -146,6 +172,10 @@ def _differentiate(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, 
 
 
 _attend.register_autograd(_differentiate, setup_context=_save)
+EXPORT_BODIES |= {
+    torch.ops.accel.omnisparse_select.default: reference.omnisparse_select,
+    torch.ops.accel.omnisparse_attend.default: reference.omnisparse_attend,
+}
 
 
 def omnisparse_attention(

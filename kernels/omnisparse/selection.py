@@ -168,7 +168,8 @@ def select(
             far = torch.zeros(batch, groups, heads // groups, len(place), device=key.device)
         else:
             rows = first - 1 + torch.arange(1, PROBES + 1) * (last - first) // PROBES
-            attention = mean_attention(query, key, valid, rows.unique(), is_causal, scale)
+            rows = rows[rows >= first].unique()  # of fewer rows all
+            attention = mean_attention(query, key, valid, rows, is_causal, scale)
             far = torch.cat([attention[..., :start], attention[..., stop:]], -1)
         _share_budget(selection, segment, place, far, valid, affordable, choice)
     return selection

@@ -33,7 +33,8 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"lazy": "local"},
 )  # fmt: skip
 CACHES: tuple[dict[str, Any], ...] = (
-    {"recall": 0.98}, {"recall": 0.95}, {"recall": 0.9}, {"recall": 0.9, "heads": 0.5},
+    {"recall": 0.995}, {"recall": 0.99}, {"recall": 0.98}, {"recall": 0.95}, {"recall": 0.9},
+    {"recall": 0.95, "probes": 64},
 )  # fmt: skip
 FOLLOWING = 256  # tokens that a slim cache is tried on
 CONTEXTS = 2  # with 8 needles each

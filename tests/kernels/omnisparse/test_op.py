@@ -201,6 +201,22 @@ def test_one_graph_for_all_lengths() -> None:
     assert len(graphs) == 1
 
 
+def test_selections_can_be_observed() -> None:
+    """Of plain and compiled calls, and only meanwhile."""
+    tensors = inputs(4, 2, 1000, 1000, 16, torch.float32)
+    compiled = torch.compile(omnisparse_attention, fullgraph=True)
+    settings: dict[str, Any] = {"is_causal": True, "recall": 0.5}
+    with accel.observe_selections() as outer:
+        omnisparse_attention(*tensors, **settings)
+        with accel.observe_selections() as inner:
+            compiled(*tensors, **settings)
+    compiled(*tensors, **settings)
+    assert (len(outer), len(inner)) == (2, 1)
+    wanted = select(*(each.detach() for each in tensors[:2]), None, True, 0.25, Choice(0.5))
+    assert inner[0].budget.equal(wanted.budget)
+    torch.testing.assert_close(outer[0].recall, wanted.recall)
+
+
 def tensors_like(**changes: Any) -> list[Tensor]:
     shapes = {"query": (1, 4, 8, 16), "key": (1, 2, 8, 16), "value": (1, 2, 8, 16)} | changes
     return [torch.zeros(shape) for shape in shapes.values()]

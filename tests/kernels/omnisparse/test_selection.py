@@ -152,6 +152,46 @@ def test_padding_is_as_if_it_were_not_there(side: str) -> None:
         assert max(chosen(selection)) < 1536
 
 
+CASES: dict[str, tuple[Choice, int, int]] = {  # with the number of queries and of keys
+    "as shipped": (Choice(), 2048, 2048),
+    "fewer queries": (Choice(0.5, sinks=2), 300, 1900),
+    "one query": (Choice(0.5), 1, 1500),
+    "short": (Choice(), 200, 200),
+    "more queries": (Choice(), 900, 700),
+    "median head": (Choice(0.6, heads=0.5, window=0), 1537, 1537),
+    "local": (Choice(lazy="local"), 1100, 1100),
+    "everything": (Choice(1.0), 800, 800),
+    "flat": (Choice(0.97), 2048, 2048),
+}
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("name", list(CASES))
+def test_against_the_reference(name: str, padded: bool, is_causal: bool) -> None:
+    choice, queries, keys = CASES[name]
+    generator = torch.Generator().manual_seed(5)
+    query, key = (
+        torch.randn(2, heads, count, WIDTH, generator=generator)
+        for heads, count in ((4, queries), (2, keys))
+    )
+    query = query * torch.tensor([0.5, 1, 2, 3])[:, None, None]  # of several sharpnesses
+    valid = torch.ones(2, keys, dtype=torch.bool) if padded else None
+    if valid is not None:
+        valid[0, : keys // 4], valid[1, -keys // 5 :] = False, False
+    got = select(query, key, valid, is_causal, SCALE, choice)
+    wanted = Selection(
+        *reference.omnisparse_select(query, key, valid, is_causal, SCALE, *choice.selecting())
+    )
+    assert got.budget.equal(wanted.budget)
+    for one, other, budget in zip(got.keys, wanted.keys, got.budget, strict=True):
+        for segment, count in enumerate(budget.tolist()):
+            assert one[:, segment, : max(count, 0)].equal(other[:, segment, : max(count, 0)])
+    torch.testing.assert_close(got.recall, wanted.recall)
+    sparse = (got.budget != EXACT)[:, None].expand_as(got.needed)
+    assert got.needed[sparse].equal(wanted.needed[sparse])
+
+
 def needles(rows: list[int]) -> list[Tensor]:
     """Queries that look around them, but for some which look at one far key each."""
     generator = torch.Generator().manual_seed(1)
