@@ -203,9 +203,9 @@ def omnisparse_attention(
     valid: bool [batch, keys]; the others are padding, which nobody sees.
 
     Every query is lazy or active. An active one sees all keys; a lazy one its neighbourhood, which
-    is its tile of 128 and `window` keys around it, and the keys that were selected for its segment.
+    is its segment of 256 and `window` keys around it, and the keys that were selected for it.
 
-    recall: the share of each head's attention that lazy queries keep, in (0, 1]; estimated by 16
+    recall: the share of each head's attention that lazy queries keep, in (0, 1]; estimated by 32
     probe queries of each segment. 1 is exact attention, and so is what does not pay or can't be
     estimated (see `select`). active: the share of the queries that are active: those that would
     miss most, by an estimate. 1 is exact attention.

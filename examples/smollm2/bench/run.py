@@ -19,6 +19,7 @@ from .baselines import flex_blocks, top_blocks, vertical_slash
 from .decode import slimmed
 from .quality import compare, log_probabilities, needles
 from .speed import by_layer, inputs_of, over_lengths, prefill
+from .training import LENGTH, losses
 
 __all__ = ["PARTS", "run"]
 
@@ -37,6 +38,7 @@ CACHES: tuple[dict[str, Any], ...] = (
     {"recall": 0.95, "probes": 64},
 )  # fmt: skip
 FOLLOWING = 256  # tokens that a slim cache is tried on
+STEPS = 12  # of fine-tuning
 CONTEXTS = 2  # with 8 needles each
 SCALED = 12  # the layer that is timed over lengths
 
@@ -99,7 +101,8 @@ class _Run:
         return [dict(zip(names, row, strict=True)) for row in rows]
 
     def prefill(self) -> list[dict[str, Any]]:
-        settings = [{}, SETTINGS[1]]
+        # The last one leaves out nothing, but sees that the model's mask is causal.
+        settings = [{}, SETTINGS[1], {"recall": 1.0}]
         plain, *others = prefill(self.subject.model, self.tokens, settings, self.repeats)
         rows = [{"run": "Inductor", "seconds": plain, "speedup": 1.0}]
         for setting, seconds in zip(settings, others, strict=True):
@@ -110,15 +113,24 @@ class _Run:
     def decode(self) -> list[dict[str, Any]]:
         rows = []
         prompt = self.length - FOLLOWING
-        for setting in CACHES:
-            fewer, quality = slimmed(self.subject.model, self.tokens, prompt, setting)
+        found = slimmed(self.subject.model, self.tokens, prompt, CACHES)
+        for setting, (fewer, quality) in zip(CACHES, found, strict=True):
             rows.append({"cache": _name(setting), "fewer_bytes": fewer, **asdict(quality)})
             self.progress(f"cache, {_name(setting)}: {fewer:.2f} times fewer bytes, "
                           f"agreement {quality.agreement:.1%}")  # fmt: skip
         return rows
 
+    def training(self) -> list[dict[str, Any]]:
+        sparse_one: dict[str, Any] = {"pade": False, "omnisparse": True}
+        found = [losses(self.subject, each, STEPS, self.progress) for each in (None, sparse_one)]
+        rows = []
+        for step, (one, other) in enumerate(zip(*found, strict=True)):
+            name = str(step + 1) if step < STEPS else "measured text"
+            rows.append({"step": name, "dense": one, "sparse": other, "apart": other / one - 1})
+        return rows
 
-PARTS = ("quality", "layers", "prefill", "decode", "needles", "lengths")
+
+PARTS = ("quality", "layers", "prefill", "decode", "needles", "lengths", "training")
 
 
 def run(
@@ -158,6 +170,7 @@ TITLES = {
     "decode": f"SlimCache: the {FOLLOWING} tokens after the prompt, against a full cache",
     "needles": "Numbers hidden in the text, asked for afterwards",
     "lengths": f"Attention of layer {SCALED} over the length of the text",
+    "training": f"Loss of fine-tuning on {LENGTH} tokens a step, compiled",
 }
 
 
@@ -170,7 +183,9 @@ def _text(found: dict[str, Any]) -> str:
     for part, title in TITLES.items():
         if part in found:
             rows = found[part]["rows"]
-            parts.append(f"## {title} ({found[part]['length']} tokens)\n\n{_table(rows)}\n")
+            own = part in ("lengths", "training")
+            length = "" if own else f" ({found[part]['length']} tokens)"
+            parts.append(f"## {title}{length}\n\n{_table(rows)}\n")
             if part in SUMMARIES:
                 parts.append(SUMMARIES[part](rows) + "\n")
     return "\n".join(parts)
