@@ -248,7 +248,7 @@ class SlimCache(Cache):
         model: Any,
         *,
         span: tuple[int, int] | None = None,
-        recall: float = 0.95,
+        recall: float = 0.99,
         heads: float = 1.0,
         window: int = 128,
         sinks: int = 4,
