@@ -148,9 +148,12 @@ class _SlimLayer(CacheLayerMixin):
         attention = mean_attention(query, key, valid, rows, True, scale)  # [B, G, H / G, N]
         start, stop = rules.span or (0, tokens)
         place = torch.arange(tokens, device=key.device)
-        visual = (place >= max(start, rules.sinks)) & (place < min(stop, tokens - rules.window))
+        visual = (place >= start) & (place < min(stop, tokens - rules.window))
         self.settled = min(stop, max(tokens - rules.window, 0))
-        chosen = _chosen(attention, visual.nonzero()[:, 0], rules.recall, rules.heads)
+        there = valid if valid is not None else torch.ones_like(visual).expand(len(key), -1)
+        sinks = (there & (there.cumsum(-1) <= rules.sinks))[:, visual]  # each sample's own
+        places = visual.nonzero()[:, 0]
+        chosen = _chosen(attention, places, sinks, rules.recall, rules.heads)
         always = (~visual).nonzero()[:, 0]
         for heads, entries in chosen:
             kept = always.expand(len(key), len(heads), -1)
@@ -201,26 +204,27 @@ class _SlimLayer(CacheLayerMixin):
 
 
 def _chosen(
-    attention: Tensor, visual: Tensor, recall: float, quantile: float
+    attention: Tensor, visual: Tensor, sinks: Tensor, recall: float, quantile: float
 ) -> list[tuple[Tensor, Tensor]]:
     """Which of the `visual` entries [V] each key head keeps, from the `attention` [B, G, H / G, N]
-    of its queries: for heads that keep none, and for the others, [G'] and positions [B, G', k]."""
+    of its queries: for heads that keep the `sinks` [B, V] only, and for the others, [G'] and
+    positions [B, G', k]."""
     far = attention[..., visual]
-    rest = attention.sum(-1) - far.sum(-1)  # 0 of a sample's rows that are padding
-    spread = (rest < recall).any(2).any(0)
+    outside = attention.sum(-1) - far.sum(-1)
+    least = int(sinks.sum(-1).max())
+    spread = (outside + (far * sinks[:, None, None]).sum(-1) < recall).any(2).any(0)
+    rank = far.mean(2) + sinks[:, None].float()  # beyond any share: these come first
+    order = rank.argsort(dim=-1, descending=True, stable=True)
     heads = torch.arange(len(spread), device=far.device)
     groups = []
     if not bool(spread.all()):
-        none = visual.new_empty(len(far), int((~spread).sum()), 0)
-        groups.append((heads[~spread], none))
+        groups.append((heads[~spread], visual[order[:, ~spread, :least]]))
     if bool(spread.any()):
-        far, rest = far[:, spread], rest[:, spread]
-        order = far.mean(2).argsort(dim=-1, descending=True, stable=True)
-        by_order = far.gather(-1, order[:, :, None].expand_as(far))
-        needed = (rest[..., None] + by_order.cumsum(-1) < recall).sum(-1) + 1
-        needed = needed.clamp(max=len(visual)).flatten(1).sort(-1).values
+        by_order = far.gather(-1, order[:, :, None].expand_as(far))[:, spread]
+        kept = outside[:, spread][..., None] + by_order.cumsum(-1)
+        needed = ((kept < recall).sum(-1) + 1).clamp(max=len(visual)).flatten(1).sort(-1).values
         budget = int(needed[:, round(quantile * (needed.shape[1] - 1))].max())
-        groups.append((heads[spread], visual[order[..., :budget]]))
+        groups.append((heads[spread], visual[order[:, spread, : max(budget, least)]]))
     return groups
 
 

@@ -33,13 +33,13 @@ class Attention:
 
     node: what computes the result. arguments: those of `scaled_dot_product_attention`, by name.
     inner: what only `node` needs, the last first; where it is written out.
-    shared: one of them that others need, too.
+    obstacle: why it can't be replaced, where the graph shows that.
     """
 
     node: fx.Node
     arguments: dict[str, Any]
     inner: tuple[fx.Node, ...] = ()
-    shared: fx.Node | None = None
+    obstacle: str = ""
 
 
 def find_attention(graph: fx.Graph) -> Iterator[Attention]:
@@ -93,10 +93,16 @@ def _written_out(node: fx.Node) -> Attention | None:
     query, turned = _operands(scores)
     if query is None or turned is None or not _swaps_last(turned):
         return None
-    shared = next((each for each in inner if len(each.users) > 1), None)
+    obstacle = ""
+    for each in inner:
+        if len(each.users) > 1:
+            obstacle = f"{each.name} is used elsewhere, too"
+    changed = changed_in_place([query, turned, value], node.graph)
+    if changed is not None:  # it may be between the first product and the last
+        obstacle = f"{changed.name} changes its inputs in place"
     values = (query, turned.all_input_nodes[0], value, mask, dropped, False, scale)
-    return Attention(node, {**DEFAULTS, **dict(zip(ORDER, values, strict=False))},
-                     tuple(inner), shared)  # fmt: skip
+    arguments = {**DEFAULTS, **dict(zip(ORDER, values, strict=False))}
+    return Attention(node, arguments, tuple(inner), obstacle)
 
 
 def _operands(node: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:

@@ -54,11 +54,15 @@ def is_pure(node: fx.Node) -> bool:
 
 def storage_root(node: fx.Node) -> fx.Node:
     """The node whose memory `node` may be a view of (itself, where it is no view)."""
-    while node.op.startswith("call") and call_name(node) in VIEWS | IN_PLACE_METHODS:
-        if not node.all_input_nodes:
-            break
+    while node.op.startswith("call") and _may_share(node) and node.all_input_nodes:
         node = node.all_input_nodes[0]
     return node
+
+
+def _may_share(node: fx.Node) -> bool:
+    if isinstance(node.target, torch._ops.OpOverload):
+        return any(each.alias_info is not None for each in node.target._schema.returns)
+    return call_name(node) in VIEWS | IN_PLACE_METHODS
 
 
 def mutated(node: fx.Node) -> fx.Node | None:
@@ -66,6 +70,8 @@ def mutated(node: fx.Node) -> fx.Node | None:
     if node.op not in ("call_function", "call_method") or not node.all_input_nodes:
         return None
     name = call_name(node)
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.all_input_nodes[0] if node.target._schema.is_mutable else None
     in_place = name == "setitem" or (
         isinstance(value_of(node.all_input_nodes[0]), torch.Tensor)
         and (

@@ -102,7 +102,7 @@ def _padded_kind(
         hint(value.shape[0]),
         hint(value.shape[1]) + more * isinstance(value.shape[1], torch.SymInt),
     )
-    everything = torch.ones(shape, dtype=value.dtype)
+    everything = torch.ones(shape, dtype=value.dtype, device=value.device)
     plain = _hidden(_computed(nodes, {**sizes, padding: everything}))
     if isinstance(plain, str):
         return plain
@@ -116,7 +116,7 @@ def _padded_kind(
 def _tables(ones: Tensor) -> Iterator[Tensor]:
     """Telling tables of padding: scattered, with other numbers than 1, at the start, and only."""
     generator = torch.Generator().manual_seed(0)
-    scattered = torch.randint(0, 3, ones.shape, generator=generator).to(ones.dtype)
+    scattered = torch.randint(0, 3, ones.shape, generator=generator).to(ones)
     scattered[:, : ones.shape[1] // 3] = 0
     yield scattered
     yield torch.zeros_like(ones)
@@ -177,6 +177,7 @@ def _kind(mask: Tensor) -> str:
     queries, keys = hidden.shape[-2:]
     if not hidden.any():
         return "full"
-    if queries == keys and (hidden == torch.ones(queries, keys, dtype=torch.bool).triu(1)).all():
+    later = torch.ones(queries, keys, dtype=torch.bool, device=hidden.device).triu(1)
+    if queries == keys and (hidden == later).all():
         return "causal"
     return "the mask is neither causal nor empty"

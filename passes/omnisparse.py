@@ -69,8 +69,8 @@ class OmniSparsePass:
         def refuse(reason: Reason, detail: str) -> Skip:
             return Skip(reason, detail, attention.node.name)
 
-        if attention.shared is not None:
-            return refuse(Reason.ATTENTION_FORM, f"{attention.shared.name} is used elsewhere, too")
+        if attention.obstacle:
+            return refuse(Reason.ATTENTION_FORM, attention.obstacle)
         query, key, value = (value_of(arguments[name]) for name in ("query", "key", "value"))
         if not all(isinstance(each, Tensor) and each.dim() == 4 for each in (query, key, value)):
             return refuse(Reason.ATTENTION_FORM, "not [batch, heads, tokens, width]")
@@ -84,6 +84,12 @@ class OmniSparsePass:
             return refuse(Reason.ATTENTION_FORM, "query and key heads that have to be broadcast")
         if arguments["is_causal"] and query.shape[2] != key.shape[2]:
             return refuse(Reason.ATTENTION_FORM, "causal attention of fewer queries than keys")
+        given = [query, key, value, value_of(attention.node)]
+        types = {each.dtype for each in given if isinstance(each, Tensor)}
+        if len(types) > 1:  # autocast would make them one
+            return refuse(Reason.ATTENTION_FORM, f"of several types: {sorted(map(str, types))}")
+        if query.device.type != "cpu" and query.dtype == torch.float64:
+            return refuse(Reason.DEVICE, "there is no kernel for float64")
         if query.device.type not in DEVICES:
             return refuse(Reason.DEVICE, f"there is no kernel for {query.device.type}")
         if hint(key.shape[2]) < self.minimum:

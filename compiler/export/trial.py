@@ -21,7 +21,8 @@ def try_out(
 ) -> None:
     """Raise ExportError unless `run` works and returns what the model did on the example inputs.
 
-    selective: whether the results hang on choices (of keys), which rounding may tip.
+    selective: whether the model has sparse attention: `expected` has it too, and depends on choices
+    of keys, which rounding may tip.
     """
     try:
         results = run()

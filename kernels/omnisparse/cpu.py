@@ -160,7 +160,8 @@ def forward(
     layout = _Layout.of(query, key, window, is_causal)
     if layout.is_exact(budget, valid):
         key, value = (each.repeat_interleave(layout.group, 1) for each in (key, value))
-        result, logsumexp = _flash(query, key, value, 0.0, is_causal, scale=scale)
+        # Flash attention takes the last stride for 1 without looking.
+        result, logsumexp = _flash(query.contiguous(), key, value, 0.0, is_causal, scale=scale)
         total = logsumexp.contiguous()
         return result.contiguous(), total, torch.zeros_like(total, dtype=torch.bool)
     output = torch.empty(query.shape, dtype=query.dtype)
@@ -257,6 +258,7 @@ def backward(
     groups = key.shape[1]
     if layout.is_exact(budget, valid):
         repeated = [each.repeat_interleave(layout.group, 1) for each in (key, value)]
+        gradient, query = gradient.contiguous(), query.contiguous()
         parts = _flash_backward(
             gradient, query, *repeated, output, total, 0.0, is_causal, scale=scale
         )

@@ -125,6 +125,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `cpu.forward`."""
     query, key, value = (each.contiguous() for each in (query, key, value))
+    valid = None if valid is None else valid.contiguous()
     launch = _Launch(query, key, is_causal, scale, valid is not None, False)
     output = torch.empty_like(query)
     total = query.new_empty(query.shape[:3], dtype=torch.float32)
@@ -165,6 +166,7 @@ def backward(
     add to their gradients one after the other, and otherwise at once.
     """
     gradient, query, key, value = (each.contiguous() for each in (gradient, query, key, value))
+    valid = None if valid is None else valid.contiguous()
     launch = _Launch(query, key, is_causal, scale, valid is not None, True)
     delta = (gradient.float() * output.float()).sum(-1)
     total = total.masked_fill(total == -torch.inf, torch.inf) / math.log(2)

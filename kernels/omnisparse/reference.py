@@ -84,7 +84,8 @@ def omnisparse_select(
     groups, keys = key.shape[1:3]
     length, segments = segment_length(keys), segment_count(keys)
     offset, group = keys - query.shape[2], query.shape[1] // groups
-    place, number = torch.arange(keys), torch.arange(segments)
+    place = torch.arange(keys, device=key.device)
+    number = torch.arange(segments, device=key.device)
     first, last = (number * length).clamp(min=offset), ((number + 1) * length).clamp(max=keys)
     start, stop = (number * length - window).clamp(min=0), last + window
     far = place < start[:, None]
@@ -95,9 +96,12 @@ def omnisparse_select(
     first_ones = usable & (there.cumsum(-1) <= sinks)[:, None]
     share = key.new_zeros(len(key), groups, group, segments, keys, dtype=torch.float32)
     if lazy != "local":
-        rows = first[:, None] - 1 + torch.arange(1, PROBES + 1) * (last - first)[:, None] // PROBES
+        step = torch.arange(1, PROBES + 1, device=key.device)
+        rows = first[:, None] - 1 + step * (last - first)[:, None] // PROBES
         before = torch.cat([first[:, None] - 1, rows[:, :-1]], 1)
-        looking = (rows != before) & there[:, rows.clamp(min=0)]  # [B, S, P]
+        looking = (rows != before).expand(len(key), -1, -1)  # [B, S, P]
+        if is_causal:
+            looking = looking & there[:, rows.clamp(min=0)]
         probes = (query * scale)[:, :, (rows - offset).clamp(min=0).flatten()]
         scores = probes.unflatten(1, (groups, group)) @ key[:, :, None].transpose(-1, -2)
         scores = scores.float().unflatten(3, (segments, PROBES))  # [B, G, H / G, S, P, M]
@@ -111,20 +115,21 @@ def omnisparse_select(
     rank = share.mean(2) + first_ones[:, None].float() - (~usable)[:, None].float()
     order = rank.sort(dim=-1, descending=True).indices  # [B, G, S, M]; ONNX has no stable one
     by_order = share.gather(-1, order[:, :, None].expand_as(share))
-    kept = (1 - share.sum(-1, keepdim=True) + by_order.cumsum(-1)).flatten(1, 2)  # [B, H, S, M]
-    needed = ((kept < recall).sum(-1) + 1).minimum(far.sum(-1))
+    sums = torch.nn.functional.pad(by_order, (1, 0)).cumsum(-1)
+    kept = (1 - share.sum(-1, keepdim=True) + sums).flatten(1, 2)  # [B, H, S, 1 + M]
+    needed = (kept < recall).sum(-1).minimum(far.sum(-1))  # [B, H, S]
     budget = needed.sort(dim=1).values[:, round(heads * (query.shape[1] - 1))]
     budget = budget.maximum(first_ones.sum(-1)).minimum(usable.sum(-1))  # [B, S]
     dense = (first + last) / 2 if is_causal else keys + 0 * first
     near = window + length / 2 if is_causal else 2 * window + length
     affordable = (WORTH - active) * dense - near
     exact = (budget > affordable) | ~share.isfinite().all(-1).all(1).all(1)
-    exact = exact | (affordable <= sinks) | (last <= offset)
+    exact = exact | (affordable <= sinks) | (last <= offset) | ~far.any(-1)
     exact = exact | (exact | (number < segments - TRIED)).all()
     if recall >= 1 or active >= 1 or offset < 0:
         exact = torch.ones_like(exact)
     chosen = order.where(place < budget[:, None, :, None], keys).sort(-1).values
-    reached = kept.gather(-1, (budget - 1).clamp(min=0)[:, None, :, None].expand_as(kept[..., :1]))
+    reached = kept.gather(-1, budget[:, None, :, None].expand_as(kept[..., :1]))
     reached = reached[..., 0].masked_fill(exact[:, None], 1)
     return chosen.int(), budget.masked_fill(exact, EXACT).int(), reached, needed.int()
 

@@ -164,6 +164,8 @@ def select(
         place = torch.arange(last if is_causal else keys, device=key.device)
         start, stop = max(segment * length - choice.window, 0), last + choice.window
         place = torch.cat([place[:start], place[stop:]])
+        if not len(place):
+            break  # nothing is far
         if choice.lazy == "local":
             far = torch.zeros(batch, groups, heads // groups, len(place), device=key.device)
         else:
@@ -197,6 +199,8 @@ def mean_attention(
     if valid is None:
         return scores.softmax(-1).mean(-2)
     attention = scores.masked_fill_(~valid[:, None, None, None, :seen], -torch.inf).softmax(-1)
+    if not is_causal:  # the keys need not be the queries' own: who is padding is not known
+        return attention.mean(-2)
     looking = valid[:, position.to(key.device)]  # rows of padding count for nothing
     attention.masked_fill_(~looking[:, None, None, :, None], 0)
     return attention.sum(-2) / looking.sum(-1).clamp(min=1)[:, None, None, None]
@@ -224,17 +228,16 @@ def _share_budget(
     rank = far.mean(2) + sinks[:, None].float() - (~usable)[:, None].float()
     order = rank.sort(dim=-1, descending=True, stable=True).indices
     by_order = far.gather(-1, order[:, :, None].expand_as(far))
-    kept = 1 - far.sum(-1, keepdim=True) + by_order.cumsum(-1)
-    needed = ((kept < choice.recall).sum(-1) + 1).clamp(max=count).flatten(1)
+    sums = torch.nn.functional.pad(by_order, (1, 0)).cumsum(-1)
+    kept = 1 - far.sum(-1, keepdim=True) + sums  # with 0, 1, .. of them
+    needed = (kept < choice.recall).sum(-1).clamp(max=count).flatten(1)
     quantile = round(choice.heads * (needed.shape[1] - 1))
     budget = needed.sort(dim=-1).values[:, quantile].maximum(sinks.sum(-1))
     budget = budget.minimum(usable.sum(-1))
     most = int(budget.max())  # what lies beyond is never read
     listed = torch.arange(most, device=far.device) < budget[:, None, None]
     chosen = place[order[..., :most]].where(listed, selection.keys.shape[-1])
-    recall = kept.gather(
-        -1, (budget - 1).clamp(min=0)[:, None, None, None].expand_as(kept[..., :1])
-    )
+    recall = kept.gather(-1, budget[:, None, None, None].expand_as(kept[..., :1]))
     exact = (budget > affordable) | ~far.isfinite().all(-1).flatten(1).all(-1)
     selection.keys[:, :, segment, :most] = chosen.sort(dim=-1).values.int()
     selection.budget[:, segment] = budget.masked_fill(exact, EXACT).int()
@@ -268,22 +271,22 @@ def active_queries(
     row = torch.arange(queries, device=total.device)
     segment = (row + keys - queries).div(segment_length(keys), rounding_mode="floor").clamp(min=0)
     exact = (budget == EXACT)[:, None, segment]
+    idle = torch.zeros_like(exact)
+    if valid is not None and is_causal:
+        idle = ~valid[:, None, keys - queries :]  # padding asks for nothing
     lazy = slice(min(start, queries), max(min(stop, queries - tail), min(start, queries)))
     may_be_lazy = (row >= lazy.start) & (row < lazy.stop)
     chosen = (~may_be_lazy).expand(total.shape)
     count = math.ceil(active * heads * (lazy.stop - lazy.start))
     if count:
         missed = _missed(query, key, valid, total, is_causal, scale, window)
-        missed = missed.nan_to_num(nan=torch.inf).masked_fill(exact, -torch.inf)
+        missed = missed.nan_to_num(nan=torch.inf).masked_fill(exact | idle, -torch.inf)
         missed = missed[..., lazy].flatten(1)
         most = torch.zeros_like(missed, dtype=torch.bool)
         most.scatter_(1, missed.topk(count, sorted=False).indices, True)
         chosen = chosen.clone()
         chosen[..., lazy] = most.unflatten(1, (heads, -1))
-    chosen = chosen & ~exact
-    if valid is not None and is_causal:
-        chosen &= valid[:, None, keys - queries :]  # padding asks for nothing
-    return chosen
+    return chosen & ~(exact | idle)
 
 
 def _missed(
@@ -310,7 +313,7 @@ def _missed(
     rows = rows * there[:, None, :, None]
     behind = segments * length - keys
     if is_causal:
-        parts = torch.nn.functional.pad(rows, (0, 0, window, behind - window))
+        parts = torch.nn.functional.pad(rows, (0, 0, window, behind))[:, :, : segments * length]
         parts = parts.unflatten(2, (segments, length))  # each ends where a neighbourhood starts
         moments = parts.transpose(3, 4) @ parts
         moments = moments.cumsum(2) - moments

@@ -86,6 +86,19 @@ def test_less_memory_for_what_is_not_looked_at() -> None:
     assert alone.kept() == [[60 / PROMPT] * 2] * 2
 
 
+@torch.no_grad()
+def test_the_first_tokens_of_every_sample_stay() -> None:
+    """Of the padded one, too, where they are not the first positions."""
+    model, inputs = llama(), prompt()
+    cache = accel.SlimCache(model, recall=0.05, window=16)
+    model(**inputs, past_key_values=cache)
+    for layer in cache.slim:
+        for group in layer.groups:
+            for sample, first in enumerate((50, 0)):
+                for place in range(first, first + 4):
+                    assert (group.positions[sample] == place).any(-1).all()
+
+
 @pytest.mark.parametrize("queries", [1, 3])
 @torch.no_grad()
 def test_decoding_against_the_reference(queries: int) -> None:

@@ -35,6 +35,13 @@ def filled(x: Tensor) -> Tensor:
     return mask
 
 
+def changed_by_operators(x: Tensor) -> Tensor:
+    """As torch.export may write it."""
+    mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
+    torch.ops.aten.fill_.Scalar(torch.ops.aten.slice.Tensor(mask, 1, 3, 9), False)
+    return mask
+
+
 MASKS: dict[str, Callable[[Tensor], Tensor]] = {
     "lower": lower,
     "tril": lambda x: torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril(),
@@ -45,6 +52,7 @@ MASKS: dict[str, Callable[[Tensor], Tensor]] = {
     "narrow": lambda x: lower(x) & ~lower(x).tril(-10),
     "slope": lambda x: -torch.arange(x.shape[1]).float().expand(x.shape[1], -1),
     "data": lambda x: lower(x) & (x[:, None, None, :, 0] > 0),
+    "operators": changed_by_operators,
     "everything": lambda x: lower(x) | ~lower(x),
 }
 
@@ -67,7 +75,7 @@ class Masked(nn.Module):
         ("lower", ""), ("tril", ""), ("scores", ""), ("everything", ""),
         ("narrow", "neither causal nor empty"), ("slope", "by other amounts"),
         ("data", "depends on l_x_"), ("assigned", "changed in place"),
-        ("filled", "changed in place"),
+        ("filled", "changed in place"), ("operators", "changed in place"),
     ],
 )  # fmt: skip
 @torch.no_grad()

@@ -239,3 +239,35 @@ def test_lengths_share_a_graph() -> None:
         x = torch.randn(1, length, 16)
         torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
     assert accel.stats(fast).recompiles == 0
+
+
+class Mixed(nn.Module):
+    """Scores in float32 and values in bfloat16, as GPT-J's attention, or changed between."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.project = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query = self.project(x).unflatten(-1, (2, 8)).transpose(1, 2)
+        value = query.bfloat16() if self.kind == "types" else query.clone()
+        weights = (query @ query.transpose(-1, -2) / 3.0).softmax(-1)
+        if self.kind == "in place":
+            value.mul_(2)
+        return weights.to(value.dtype) @ value
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("", ""), ("types", "of several types"), ("in place", "changes its inputs in place")],
+)
+@torch.no_grad()
+def test_attention_written_out(kind: str, reason: str) -> None:
+    model, x = Mixed(kind), torch.randn(2, 300, 16)
+    options = {**EAGER, "omnisparse": {"recall": 1.0, "minimum": 0}}
+    fast = torch.compile(model, backend="accel", fullgraph=True, options=options)
+    torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+    found = accel.report_of(fast).passes["omnisparse"]
+    assert bool(found.matched) == (not reason)
+    assert not reason or reason in str(found.skipped[0])

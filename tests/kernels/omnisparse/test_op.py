@@ -259,9 +259,20 @@ def test_mixed_types_are_refused() -> None:
 
 def test_tensors_in_any_order_in_memory() -> None:
     query, key, value = (each.detach() for each in inputs(4, 2, 700, 700, 16, torch.float32))
-    turned = [each.transpose(1, 2).contiguous().transpose(1, 2) for each in (query, key, value)]
-    settings: dict[str, Any] = {"is_causal": True, "recall": 0.5}
-    torch.testing.assert_close(
-        omnisparse_attention(*turned, **settings),
-        omnisparse_attention(query, key, value, **settings),
-    )
+    for one, other in ((1, 2), (2, 3)):
+        turned = [
+            each.transpose(one, other).contiguous().transpose(one, other).requires_grad_()
+            for each in (query, key, value)
+        ]
+        for recall in (0.5, 1.0):
+            settings: dict[str, Any] = {"is_causal": True, "recall": recall}
+            got = omnisparse_attention(*turned, **settings)
+            plain = [each.clone().requires_grad_() for each in (query, key, value)]
+            wanted = omnisparse_attention(*plain, **settings)
+            torch.testing.assert_close(got, wanted)
+            gradient = torch.randn_like(wanted)
+            gradients = torch.autograd.grad(wanted, plain, gradient)
+            for mine, theirs in zip(
+                torch.autograd.grad(got, turned, gradient), gradients, strict=True
+            ):
+                torch.testing.assert_close(mine, theirs)

@@ -192,6 +192,34 @@ def test_against_the_reference(name: str, padded: bool, is_causal: bool) -> None
     assert got.needed[sparse].equal(wanted.needed[sparse])
 
 
+def test_padded_keys_of_other_queries() -> None:
+    """As in cross attention: which queries are padding can't be told from the keys."""
+    query, key = planted([40, 100, 700], 9.0)
+    valid = torch.ones(1, LENGTH, dtype=torch.bool)
+    valid[:, 1200:] = False
+    selection = select(query[:, :, :300], key, valid, False, SCALE, Choice(0.8, active=0.0))
+    assert set(chosen(selection)) >= {40, 100, 700}
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "window"), [(1, 256, 0), (8, 250, 5), (256, 256, 512), (1100, 1100, 4096)]
+)
+@pytest.mark.parametrize("padded", [False, True])
+def test_windows_of_any_width(queries: int, keys: int, window: int, padded: bool) -> None:
+    query, key, value = (each[:, :, :keys] for each in needles([]))
+    query = query[:, :, -queries:]
+    valid = torch.ones(1, keys, dtype=torch.bool) if padded else None
+    if valid is not None:
+        valid[:, :9] = False
+    choice = Choice(0.5, active=0.05, window=window)
+    output, *_ = attend_with_selection(query, key, value, valid, True, SCALE, choice)
+    mask = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+    mask = mask if valid is None else mask & valid
+    wanted = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=SCALE)
+    seen = mask.any(-1)
+    torch.testing.assert_close(output[:, :, seen], wanted[:, :, seen])
+
+
 def needles(rows: list[int]) -> list[Tensor]:
     """Queries that look around them, but for some which look at one far key each."""
     generator = torch.Generator().manual_seed(1)
@@ -213,6 +241,18 @@ def test_queries_that_would_miss_much_are_active() -> None:
     exact = scaled_dot_product_attention(query, key, value, is_causal=True, scale=SCALE)
     torch.testing.assert_close(output[active], exact[active])
     assert not torch.allclose(output[~active], exact[~active])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_is_not_active(side: str) -> None:
+    query, key, value = needles([1500, 1600])
+    valid = torch.ones(1, LENGTH, dtype=torch.bool)
+    valid[:, slice(0, 1024) if side == "left" else slice(1700, None)] = False
+    choice = Choice(0.5, active=0.05, tail=0)
+    *_, active = attend_with_selection(query, key, value, valid, True, SCALE, choice)
+    assert not active[0, 0, ~valid[0]].any()
+    assert active[0, 0, [1500, 1600]].all()
+    assert int(active.sum()) == math.ceil(0.05 * LENGTH)
 
 
 @pytest.mark.parametrize("is_causal", [True, False])
