@@ -47,7 +47,7 @@ def blocks_for(width: int, size: int, backward: bool) -> Blocks:
     widest = 0 if width <= 64 else 1 if width == 128 else 2
     table = {
         (2, False): (Blocks(64, 64, 4, 1), Blocks(64, 32, 4, 1), Blocks(32, 32, 4, 1)),
-        (2, True): (Blocks(64, 32, 8, 1), Blocks(32, 16, 4, 1), Blocks(16, 16, 4, 1)),
+        (2, True): (Blocks(64, 32, 8, 1), Blocks(32, 32, 8, 1), Blocks(16, 16, 4, 1)),
         (4, False): (Blocks(32, 32, 4, 1), Blocks(32, 16, 8, 1), Blocks(16, 16, 4, 1)),
         (4, True): (Blocks(32, 16, 4, 1), Blocks(16, 16, 4, 1), Blocks(16, 16, 4, 1)),
     }
