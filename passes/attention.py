@@ -82,7 +82,7 @@ def _written_out(node: fx.Node) -> Attention | None:
     if call_name(scores) in ("mul", "imul", "truediv", "div"):
         inner.append(scores)
         scale, product = _number(scores.args[1]), scores.args[0]
-        if scale is None or not isinstance(product, fx.Node):
+        if scale is None or not isinstance(product, fx.Node) or scores.kwargs:
             return None
         scores = product
         if call_name(inner[-1]) in ("truediv", "div"):
@@ -106,9 +106,9 @@ def _written_out(node: fx.Node) -> Attention | None:
 
 
 def _operands(node: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
-    """The two of a binary operation, where both are values of the graph."""
-    two = tuple(each for each in node.args[:2] if isinstance(each, fx.Node))
-    return two if len(two) == 2 and len(node.args) == 2 else (None, None)
+    """The two of a plain binary operation (without alpha or out), both values of the graph."""
+    two = tuple(each for each in node.args if isinstance(each, fx.Node))
+    return two if len(two) == len(node.args) == 2 and not node.kwargs else (None, None)
 
 
 def _number(value: Any) -> float | None:

@@ -71,7 +71,7 @@ def mutated(node: fx.Node) -> fx.Node | None:
         return None
     name = call_name(node)
     if isinstance(node.target, torch._ops.OpOverload):
-        return node.all_input_nodes[0] if node.target._schema.is_mutable else None
+        return _written(node, node.target)
     in_place = name == "setitem" or (
         isinstance(value_of(node.all_input_nodes[0]), torch.Tensor)
         and (
@@ -91,6 +91,17 @@ def mutated(node: fx.Node) -> fx.Node | None:
         return node.all_input_nodes[0]
     out = node.kwargs.get("out")
     return out if isinstance(out, fx.Node) else None
+
+
+def _written(node: fx.Node, operator: torch._ops.OpOverload) -> fx.Node | None:
+    """The first tensor that an operator's schema says it writes to."""
+    arguments = operator._schema.arguments
+    given = dict(zip((each.name for each in arguments), node.args, strict=False)) | node.kwargs
+    for each in arguments:
+        value = given.get(each.name)
+        if each.is_write and isinstance(value, fx.Node):
+            return value
+    return node.all_input_nodes[0] if operator._schema.is_mutable else None  # one of a list
 
 
 def changed_in_place(nodes: Iterable[fx.Node], graph: fx.Graph) -> fx.Node | None:

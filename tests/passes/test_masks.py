@@ -42,6 +42,12 @@ def changed_by_operators(x: Tensor) -> Tensor:
     return mask
 
 
+def written_by_operators(x: Tensor) -> Tensor:
+    mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
+    torch.ops.aten.logical_and.out(lower(x), lower(x).tril(-10), out=mask[:, :])
+    return mask
+
+
 MASKS: dict[str, Callable[[Tensor], Tensor]] = {
     "lower": lower,
     "tril": lambda x: torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril(),
@@ -53,6 +59,7 @@ MASKS: dict[str, Callable[[Tensor], Tensor]] = {
     "slope": lambda x: -torch.arange(x.shape[1]).float().expand(x.shape[1], -1),
     "data": lambda x: lower(x) & (x[:, None, None, :, 0] > 0),
     "operators": changed_by_operators,
+    "out": written_by_operators,
     "everything": lambda x: lower(x) | ~lower(x),
 }
 
@@ -76,6 +83,7 @@ class Masked(nn.Module):
         ("narrow", "neither causal nor empty"), ("slope", "by other amounts"),
         ("data", "depends on l_x_"), ("assigned", "changed in place"),
         ("filled", "changed in place"), ("operators", "changed in place"),
+        ("out", "changed in place"),
     ],
 )  # fmt: skip
 @torch.no_grad()

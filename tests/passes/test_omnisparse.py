@@ -252,7 +252,10 @@ class Mixed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         query = self.project(x).unflatten(-1, (2, 8)).transpose(1, 2)
         value = query.bfloat16() if self.kind == "types" else query.clone()
-        weights = (query @ query.transpose(-1, -2) / 3.0).softmax(-1)
+        scores = query @ query.transpose(-1, -2) / 3.0
+        if self.kind == "alpha":
+            scores = torch.add(scores, torch.zeros_like(scores), alpha=2)
+        weights = scores.softmax(-1)
         if self.kind == "in place":
             value.mul_(2)
         return weights.to(value.dtype) @ value
@@ -260,7 +263,12 @@ class Mixed(nn.Module):
 
 @pytest.mark.parametrize(
     ("kind", "reason"),
-    [("", ""), ("types", "of several types"), ("in place", "changes its inputs in place")],
+    [
+        ("", ""),
+        ("types", "of several types"),
+        ("in place", "changes its inputs in place"),
+        ("alpha", "none that is known"),
+    ],
 )
 @torch.no_grad()
 def test_attention_written_out(kind: str, reason: str) -> None:
