@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from ..kernels.errors import OptionError
-from ..kernels.omnisparse.selection import mean_attention
+from ..kernels.omnisparse.selection import by_rank, mean_attention, shared_budget
 
 __all__ = ["SlimCache"]
 
@@ -210,20 +210,17 @@ def _chosen(
     of its queries: for heads that keep the `sinks` [B, V] only, and for the others, [G'] and
     positions [B, G', k]."""
     far = attention[..., visual]
-    outside = attention.sum(-1) - far.sum(-1)
+    order, kept = by_rank(far, far.mean(2) + sinks[:, None].float())  # sinks before all others
+    kept = kept + attention.sum(-1, keepdim=True) - far.sum(-1, keepdim=True)
+    needed = (kept < recall).sum(-1).clamp(max=len(visual))  # [B, G, H / G]
     least = int(sinks.sum(-1).max())
-    spread = (outside + (far * sinks[:, None, None]).sum(-1) < recall).any(2).any(0)
-    rank = far.mean(2) + sinks[:, None].float()  # beyond any share: these come first
-    order = rank.argsort(dim=-1, descending=True, stable=True)
+    spread = (needed > least).any(2).any(0)
     heads = torch.arange(len(spread), device=far.device)
     groups = []
     if not bool(spread.all()):
         groups.append((heads[~spread], visual[order[:, ~spread, :least]]))
     if bool(spread.any()):
-        by_order = far.gather(-1, order[:, :, None].expand_as(far))[:, spread]
-        kept = outside[:, spread][..., None] + by_order.cumsum(-1)
-        needed = ((kept < recall).sum(-1) + 1).clamp(max=len(visual)).flatten(1).sort(-1).values
-        budget = int(needed[:, round(quantile * (needed.shape[1] - 1))].max())
+        budget = int(shared_budget(needed[:, spread].flatten(1), quantile).max())
         groups.append((heads[spread], visual[order[:, spread, : max(budget, least)]]))
     return groups
 

@@ -10,6 +10,7 @@ on small ones.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -191,25 +192,21 @@ def _attend(
     total: Tensor,
 ) -> None:  # fmt: skip
     """Write the block's part of `output` and `total`."""
-    merged = logsumexp = None
+    parts = []
     for piece, some, keys, values, bias in _meetings(block, query, key, value):
-        part, seen = (each[0] for each in _flash(
-            some, keys, values, 0.0, False, attn_mask=bias, scale=scale
-        ))  # fmt: skip
+        (part,), (seen,) = _flash(some, keys, values, 0.0, False, attn_mask=bias, scale=scale)
         if bias is not None and piece.hides:  # flash attention says 0 of who saw nothing
             seen = seen.masked_fill(bias.amax(-1)[0] == -torch.inf, -torch.inf)
-        part = part.to(total.dtype)
-        if merged is None or logsumexp is None:
-            merged, logsumexp = part, seen
-            continue
-        share = (seen - logsumexp).nan_to_num().sigmoid()  # both are -inf where nothing was seen
-        merged = torch.lerp(merged, part, share[..., None])
-        logsumexp = torch.logaddexp(logsumexp, seen)
-    if merged is None or logsumexp is None:
-        merged = torch.zeros_like(block.of(query))
-        logsumexp = torch.full(merged.shape[:2], -torch.inf)
+        parts.append((part.to(total.dtype), seen))
+    merged, logsumexp = reduce(_merged, parts)  # a query's own neighbourhood is always there
     block.put(output, merged)
     block.put(total, logsumexp)
+
+
+def _merged(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Results [G', rows, D] and log-sum-exps [G', rows] of the same queries on other keys."""
+    share = (other[1] - one[1]).nan_to_num().sigmoid()  # both are -inf where nothing was seen
+    return torch.lerp(one[0], other[0], share[..., None]), torch.logaddexp(one[1], other[1])
 
 
 def _meetings(

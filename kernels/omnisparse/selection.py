@@ -26,11 +26,13 @@ __all__ = [
     "Choice",
     "Selection",
     "active_queries",
+    "by_rank",
     "mean_attention",
     "neighbourhood",
     "segment_count",
     "segment_length",
     "select",
+    "shared_budget",
 ]
 
 SEGMENT = 256  # queries that share a neighbourhood and selected keys, up to SEGMENTS * SEGMENT keys
@@ -226,14 +228,10 @@ def _share_budget(
     sinks = usable & (there.cumsum(-1)[:, place] <= choice.sinks)
     # A rank beyond all shares of attention, for what comes first and last in any case.
     rank = far.mean(2) + sinks[:, None].float() - (~usable)[:, None].float()
-    order = rank.sort(dim=-1, descending=True, stable=True).indices
-    by_order = far.gather(-1, order[:, :, None].expand_as(far))
-    sums = torch.nn.functional.pad(by_order, (1, 0)).cumsum(-1)
-    kept = 1 - far.sum(-1, keepdim=True) + sums  # with 0, 1, .. of them
+    order, kept = by_rank(far, rank)
+    kept = kept + 1 - far.sum(-1, keepdim=True)
     needed = (kept < choice.recall).sum(-1).clamp(max=count).flatten(1)
-    quantile = round(choice.heads * (needed.shape[1] - 1))
-    budget = needed.sort(dim=-1).values[:, quantile].maximum(sinks.sum(-1))
-    budget = budget.minimum(usable.sum(-1))
+    budget = shared_budget(needed, choice.heads).maximum(sinks.sum(-1)).minimum(usable.sum(-1))
     most = int(budget.max())  # what lies beyond is never read
     listed = torch.arange(most, device=far.device) < budget[:, None, None]
     chosen = place[order[..., :most]].where(listed, selection.keys.shape[-1])
@@ -243,6 +241,21 @@ def _share_budget(
     selection.budget[:, segment] = budget.masked_fill(exact, EXACT).int()
     selection.needed[:, :, segment] = needed.int()
     selection.recall[:, :, segment] = recall[..., 0].flatten(1).masked_fill(exact[:, None], 1)
+
+
+def by_rank(attention: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys with the highest rank first, and how much attention 0, 1, .. of them get together.
+
+    attention: [B, G, H / G, M]; rank: [B, G, M]. Returns [B, G, M] and [B, G, H / G, 1 + M].
+    """
+    order = rank.sort(dim=-1, descending=True, stable=True).indices
+    by_order = attention.gather(-1, order[:, :, None].expand_as(attention))
+    return order, torch.nn.functional.pad(by_order, (1, 0)).cumsum(-1)
+
+
+def shared_budget(needed: Tensor, heads: float) -> Tensor:
+    """The quantile `heads` of what the heads need, [B, H]: [B]; 1 is the flattest head's."""
+    return needed.sort(dim=-1).values[:, round(heads * (needed.shape[1] - 1))]
 
 
 def active_queries(

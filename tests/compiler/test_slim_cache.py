@@ -86,6 +86,18 @@ def test_less_memory_for_what_is_not_looked_at() -> None:
     assert alone.kept() == [[60 / PROMPT] * 2] * 2
 
 
+@pytest.mark.parametrize("tokens", [1, 3, 40])
+@torch.no_grad()
+def test_prompts_shorter_than_the_window(tokens: int) -> None:
+    model = llama()
+    some = prompt(1)["input_ids"][:, :tokens]
+    wanted = model.generate(some, max_new_tokens=5, do_sample=False)
+    cache = accel.SlimCache(model, recall=0.5)
+    got = model.generate(some, max_new_tokens=5, do_sample=False, past_key_values=cache)
+    assert got.equal(wanted)
+    assert cache.kept() == [[1.0, 1.0]] * 2
+
+
 @torch.no_grad()
 def test_the_first_tokens_of_every_sample_stay() -> None:
     """Of the padded one, too, where they are not the first positions."""
