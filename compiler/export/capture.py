@@ -86,8 +86,8 @@ class Captured:
     that each symbol in a size is; conditions: what has to hold for them.
     constants, ignored: other values in the arguments, and tensors that the model does not read.
     outputs: for each tensor of the model's result where it is, and which result of `step` it is;
-    expected: those tensors, as the model gave them for the examples, where sparse attention is part
-    of it; selective: whether it is. result_constants: what else the result holds.
+    selective: whether sparse attention was put in; expected: those tensors, as the model gave them
+    for the examples, with that; result_constants: what else the result holds.
     """
 
     program: Program
@@ -186,7 +186,7 @@ def _trace(
             _put_export_bodies(seen["program"].module)
         seen["selective"] = any(r.name == "omnisparse" and r.matched for r in seen["results"])
         expected = module
-        if seen["selective"]:  # it leaves out parts of attention, on every step
+        if seen["selective"]:  # which changes every step
             alone = dataclasses.replace(options, pade=False, outline=False)
             expected = rewrite(module, alone, left_out)[0].module
 
