@@ -11,6 +11,7 @@ from .compiler.export import Engine, export, load
 from .compiler.gate import Gate
 from .compiler.options import OmniSparseOptions, Options, PadeOptions
 from .compiler.report import Report, Stats, explain, report_of, stats, trajectory
+from .compiler.visual_span import visual_span
 from .kernels.errors import AccelError, EngineError, ExportError, OptionError
 from .kernels.omnisparse import observe_selections, omnisparse_attention
 
@@ -38,6 +39,7 @@ __all__ = [
     "report_of",
     "stats",
     "trajectory",
+    "visual_span",
 ]
 
 __version__ = "0.1.0"

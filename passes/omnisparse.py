@@ -20,6 +20,7 @@ from .attention import Attention, find_attention, without_copies
 from .base import PassResult, Program, Reason, Skip
 from .graphs import copy_module, fake_mode, graph_modules, hint, value_of
 from .masks import Mask, read_mask
+from .visual import visual_masks
 
 __all__ = ["OmniSparsePass"]
 
@@ -38,7 +39,9 @@ class OmniSparsePass:
         matched: list[str] = []
         skipped: list[Skip] = []
         masks: dict[fx.Node, Mask] = {}
+        visual: set[str] = set()
         for part in list(graph_modules(module)):
+            tables: dict[tuple[fx.Node, ...], fx.Node] = {}
             for attention in find_attention(part.graph):
                 arguments = attention.arguments | without_copies(attention)
                 arguments |= _fixed_numbers(arguments)
@@ -46,6 +49,11 @@ class OmniSparsePass:
                 if refused is not None:
                     skipped.append(refused)
                     continue
+                given = visual_masks(arguments["query"])
+                if given and given not in tables:  # for all layers that follow
+                    tables[given] = _any(part.graph, attention.node, given)
+                visual |= {mask.name for mask in given}
+                arguments["visual"] = tables.get(given)
                 self._replace(part.graph, attention, arguments)
                 matched.append(attention.node.name)
             part.recompile()
@@ -53,7 +61,10 @@ class OmniSparsePass:
             if not skipped:
                 skipped.append(Skip(Reason.NO_ATTENTION, "none that is known to the pass"))
             return program, PassResult(self.name, skipped=tuple(skipped))
-        details = {"calls": len(matched), "recall": self.choice.recall, "heads": self.choice.heads}
+        details = {
+            "calls": len(matched), "recall": self.choice.recall, "heads": self.choice.heads,
+            "may be lazy": f"those in {', '.join(sorted(visual))}" if visual else "all queries",
+        }  # fmt: skip
         result = PassResult(self.name, tuple(matched), tuple(skipped), details)
         return replace(program, module=module), result
 
@@ -130,7 +141,7 @@ class OmniSparsePass:
             chosen = [_call(graph, operator.getitem, selection, index) for index in range(2)]
             results = _call(
                 graph, torch.ops.accel.omnisparse_attend.default, query, key, value, *chosen, given,
-                is_causal, scale, *choice.attending(),
+                arguments["visual"], is_causal, scale, *choice.attending(),
             )  # fmt: skip
             output = _call(graph, operator.getitem, results, 0)
         for new in (*valid, *detached, selection, *chosen, results, output):
@@ -140,6 +151,15 @@ class OmniSparsePass:
         node.replace_all_uses_with(output)
         for old in (node, *attention.inner):
             graph.erase_node(old)
+
+
+def _any(graph: fx.Graph, before: fx.Node, masks: tuple[fx.Node, ...]) -> fx.Node:
+    """Where any of the masks [batch, tokens, 1 or more] is set, [batch, tokens]."""
+    with graph.inserting_before(before):
+        first, *others = (_call(graph, torch.any, mask, -1) for mask in masks)
+        for other in others:
+            first = _call(graph, torch.logical_or, first, other)
+    return first
 
 
 def _fixed_numbers(arguments: dict[str, Any]) -> dict[str, float]:

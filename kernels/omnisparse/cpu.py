@@ -148,6 +148,7 @@ def forward(
     keys: Tensor,
     budget: Tensor,
     valid: Tensor | None,
+    visual: Tensor | None,
     is_causal: bool,
     scale: float,
     active: float,
@@ -173,7 +174,7 @@ def forward(
     for sample, *chosen, own in zip(keys, budget.tolist(), padding, samples, strict=True):
         for block in _lazy(layout, sample, *chosen):
             _attend(block, scale, *own)
-    activated = active_queries(query, key, valid, total, budget, is_causal, scale,
+    activated = active_queries(query, key, valid, visual, total, budget, is_causal, scale,
                                active, window, start, stop, tail)  # fmt: skip
     for rows, some, own in zip(activated, padding, samples, strict=True):
         for block in _active(layout, rows, some):

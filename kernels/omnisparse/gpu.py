@@ -115,6 +115,7 @@ def forward(
     keys: Tensor,
     budget: Tensor,
     valid: Tensor | None,
+    visual: Tensor | None,
     is_causal: bool,
     scale: float,
     active: float,
@@ -139,7 +140,7 @@ def forward(
 
     attend(budget, budget, False)
     natural = total * math.log(2)
-    chosen = active_queries(query, key, valid, natural, budget, is_causal, scale,
+    chosen = active_queries(query, key, valid, visual, natural, budget, is_causal, scale,
                             active, window, start, stop, tail)  # fmt: skip
     attend(*_lists(chosen, key.shape[1]), True)
     return output, total * math.log(2), chosen

@@ -99,6 +99,7 @@ def _attend(
     keys: Tensor,
     budget: Tensor,
     valid: Tensor | None,
+    visual: Tensor | None,
     is_causal: bool,
     scale: float,
     active: float,
@@ -108,8 +109,9 @@ def _attend(
     tail: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _kernels(query).forward(
-        query, key, value, keys, budget, valid, is_causal, scale, active, window, start, stop, tail
-    )
+        query, key, value, keys, budget, valid, visual, is_causal, scale, active, window, start,
+        stop, tail,
+    )  # fmt: skip
 
 
 @_attend.register_fake
@@ -157,7 +159,7 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    query, key, value, keys, budget, valid, is_causal, scale, _, window, *_ = inputs
+    query, key, value, keys, budget, valid, _, is_causal, scale, _, window, *_ = inputs
     result, total, active = output
     ctx.mark_non_differentiable(total, active)
     ctx.save_for_backward(query, key, value, result, total, keys, budget, active, valid)
@@ -168,7 +170,7 @@ def _differentiate(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, 
     gradients = torch.ops.accel.omnisparse_attend_backward(
         gradient, *ctx.saved_tensors, *ctx.settings
     )
-    return *gradients, *[None] * 10
+    return *gradients, *[None] * 11
 
 
 _attend.register_autograd(_differentiate, setup_context=_save)
@@ -186,6 +188,7 @@ def omnisparse_attention(
     is_causal: bool = False,
     scale: float | None = None,
     valid: Tensor | None = None,
+    visual: Tensor | None = None,
     recall: float = 0.9,
     active: float = 0.1,
     heads: float = 1.0,
@@ -200,7 +203,8 @@ def omnisparse_attention(
     query: [batch, heads, queries, width]; key, value: [batch, key heads, keys, width], where the
     heads are a multiple of the key heads. With `is_causal`, the last query sees the last key (the
     bottom-right corner; for as many queries as keys, what torch does). scale: 1 / sqrt(width).
-    valid: bool [batch, keys]; the others are padding, which nobody sees.
+    valid: bool [batch, keys]; the others are padding, which nobody sees. visual: bool [batch,
+    queries], such as the tokens of a video: only these may be lazy; None: all.
 
     Every query is lazy or active. An active one sees all keys; a lazy one its neighbourhood, which
     is its segment of 256 and `window` keys around it, and the keys that were selected for it.
@@ -208,7 +212,7 @@ def omnisparse_attention(
     recall: the share of each head's attention that lazy queries keep, in (0, 1]; estimated by 32
     probe queries of each segment. 1 is exact attention, and so is what does not pay or can't be
     estimated (see `select`). active: the share of the queries that are active: those that would
-    miss most, by an estimate. 1 is exact attention.
+    miss most, by an estimate; of those that may be lazy. 1 is exact attention.
     heads: the quantile of the heads' budgets that all get; 1 is the flattest head's, as in the
     paper. sinks: first keys that every query sees. lazy: "selected" keys or "local" only.
     span: [start, stop) of the queries that may be lazy, such as those of a video; all others, and
@@ -219,8 +223,9 @@ def omnisparse_attention(
     """
     choice = Choice(recall, active, heads, window, sinks, lazy, span, tail)
     _check(query, key, value, valid, is_causal)
+    _check_table("visual", visual, query)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    return attend_with_selection(query, key, value, valid, is_causal, scale, choice)[0]
+    return attend_with_selection(query, key, value, valid, visual, is_causal, scale, choice)[0]
 
 
 def attend_with_selection(
@@ -228,6 +233,7 @@ def attend_with_selection(
     key: Tensor,
     value: Tensor,
     valid: Tensor | None,
+    visual: Tensor | None,
     is_causal: bool,
     scale: float,
     choice: Choice,
@@ -238,7 +244,7 @@ def attend_with_selection(
         query.detach(), key.detach(), valid, is_causal, scale, *choice.selecting()
     )
     output, _, active = torch.ops.accel.omnisparse_attend(
-        query, key, value, *selection[:2], valid, is_causal, scale, *choice.attending()
+        query, key, value, *selection[:2], valid, visual, is_causal, scale, *choice.attending()
     )
     return output, Selection(*selection), active
 
@@ -265,8 +271,6 @@ def _check(
             "floating-point type"
         )
     devices = {each.device for each in (query, key, value)}
-    if valid is not None:
-        devices.add(valid.device)
     if len(devices) > 1 or query.device.type not in DEVICES:
         raise OptionError(
             f"the tensors are on {', '.join(sorted(map(str, devices)))}; needed is one device, "
@@ -274,10 +278,16 @@ def _check(
         )
     if query.device.type != "cpu" and query.dtype == torch.float64:
         raise OptionError("on a GPU, query, key and value can't be torch.float64")
-    if valid is not None and (
-        valid.dtype != torch.bool or valid.shape != (key.shape[0], key.shape[2])
-    ):
+    _check_table("valid", valid, key)
+
+
+def _check_table(name: str, table: Tensor | None, of: Tensor) -> None:
+    """One truth for each token of `of`, [B, H, N, D]."""
+    if table is None:
+        return
+    needed = [of.shape[0], of.shape[2]]
+    if table.dtype != torch.bool or list(table.shape) != needed or table.device != of.device:
         raise OptionError(
-            f"valid is {valid.dtype} {list(valid.shape)}; needed is torch.bool "
-            f"{[key.shape[0], key.shape[2]]}, which keys of each sample are no padding"
+            f"{name} is {table.dtype} {list(table.shape)} on {table.device}; needed is torch.bool "
+            f"{needed} on {of.device}"
         )

@@ -141,6 +141,7 @@ def omnisparse_attend(
     keys: Tensor,
     budget: Tensor,
     valid: Tensor | None,
+    visual: Tensor | None,
     is_causal: bool,
     scale: float,
     active: float,
@@ -153,7 +154,7 @@ def omnisparse_attend(
     nobody = torch.zeros(query.shape[:3], dtype=torch.bool, device=query.device)
     lazily = visible(keys, budget, nobody, valid, is_causal, window)
     _, total = attend(query, key, value, lazily, scale)
-    chosen = active_queries(query, key, valid, total, budget, is_causal, scale,
+    chosen = active_queries(query, key, valid, visual, total, budget, is_causal, scale,
                             active, window, start, stop, tail)  # fmt: skip
     allowed = visible(keys, budget, chosen, valid, is_causal, window)
     return *attend(query, key, value, allowed, scale), chosen

@@ -262,6 +262,7 @@ def active_queries(
     query: Tensor,
     key: Tensor,
     valid: Tensor | None,
+    visual: Tensor | None,
     total: Tensor,
     budget: Tensor,
     is_causal: bool,
@@ -274,9 +275,10 @@ def active_queries(
 ) -> Tensor:
     """Which queries see every key: bool [B, H, N].
 
-    total: [B, H, N], the log-sum-exp of what each query has seen as a lazy one. Those that miss
-    most, of those that may be lazy, are the share `active` of each sample; see `_missed`. In exact
-    segments nobody has to be: there every query sees every key.
+    visual: bool [B, N] or None, queries that may be lazy; so must be those in [start, stop), and
+    never are the last `tail`. total: [B, H, N], the log-sum-exp of what each query has seen as a
+    lazy one. Those that miss most, of those that may be lazy, are the share `active` of each
+    sample; see `_missed`. In exact segments nobody has to be: there every query sees every key.
     """
     heads, queries = total.shape[1:]
     keys = key.shape[2]
@@ -288,17 +290,23 @@ def active_queries(
     if valid is not None and is_causal:
         idle = ~valid[:, None, keys - queries :]  # padding asks for nothing
     lazy = slice(min(start, queries), max(min(stop, queries - tail), min(start, queries)))
-    may_be_lazy = (row >= lazy.start) & (row < lazy.stop)
-    chosen = (~may_be_lazy).expand(total.shape)
-    count = math.ceil(active * heads * (lazy.stop - lazy.start))
-    if count:
+    may_be_lazy = ((row >= lazy.start) & (row < lazy.stop)).expand(len(query), -1)
+    if visual is not None:
+        may_be_lazy = may_be_lazy & visual
+    chosen = (~may_be_lazy)[:, None].expand(total.shape)
+    most = math.ceil(active * heads * (lazy.stop - lazy.start))
+    if most:
         missed = _missed(query, key, valid, total, is_causal, scale, window)
-        missed = missed.nan_to_num(nan=torch.inf).masked_fill(exact | idle, -torch.inf)
+        missed = missed.nan_to_num(nan=torch.inf).masked_fill(exact | idle | chosen, -torch.inf)
         missed = missed[..., lazy].flatten(1)
-        most = torch.zeros_like(missed, dtype=torch.bool)
-        most.scatter_(1, missed.topk(count, sorted=False).indices, True)
-        chosen = chosen.clone()
-        chosen[..., lazy] = most.unflatten(1, (heads, -1))
+        counts = (active * heads * may_be_lazy.sum(-1, keepdim=True).double()).ceil()
+        among = torch.arange(most, device=total.device) < counts
+        picked = torch.zeros_like(missed, dtype=torch.bool)
+        picked.scatter_(1, missed.topk(most).indices, among)
+        picked = torch.nn.functional.pad(
+            picked.unflatten(1, (heads, -1)), (lazy.start, queries - lazy.stop)
+        )
+        chosen = chosen | picked
     return chosen & ~(exact | idle)
 
 

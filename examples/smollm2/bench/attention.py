@@ -39,7 +39,7 @@ def sparse(choice: Choice, noted: Noted | None = None) -> Attend:
     def attend(query: Tensor, key: Tensor, value: Tensor, layer: int = 0) -> Tensor:
         scale = query.shape[-1] ** -0.5
         output, selection, active = attend_with_selection(
-            query, key, value, None, True, scale, choice
+            query, key, value, None, None, True, scale, choice
         )
         if noted is not None:
             noted.pairs.append(pairs(selection, active, choice.window))

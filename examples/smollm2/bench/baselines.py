@@ -88,7 +88,7 @@ def _with(scores: Callable[[Tensor, Tensor], Tensor], share: float) -> Attend:
             chosen[:, :, segment, :count] = best.sort(-1).values.int()
         scale = query.shape[-1] ** -0.5
         output: Tensor = torch.ops.accel.omnisparse_attend(
-            query, key, value, chosen, budget, None, True, scale, 0.0, WINDOW, 0, -1, 0
+            query, key, value, chosen, budget, None, None, True, scale, 0.0, WINDOW, 0, -1, 0
         )[0]
         return output
 

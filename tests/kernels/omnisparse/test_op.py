@@ -86,7 +86,7 @@ def check(
     keys, budget = random_selection(key.shape[1], key.shape[2], is_causal, valid, len(key))
     gradient, scale = torch.randn_like(query), 1 / math.sqrt(query.shape[-1])
     output, total, chosen = torch.ops.accel.omnisparse_attend(
-        *tensors, keys, budget, valid, is_causal, scale, active, WINDOW, 0, -1, 1
+        *tensors, keys, budget, valid, None, is_causal, scale, active, WINDOW, 0, -1, 1
     )
     got = [output, total, *torch.autograd.grad(output, tensors, gradient)]
     allowed = reference.visible(keys, budget, chosen, valid, is_causal, WINDOW)
@@ -175,7 +175,7 @@ def test_torch_accepts_the_operators(exact: bool, is_causal: bool) -> None:
     keys, budget = random_selection(2, 700, is_causal, None, 1)
     if exact:
         budget.fill_(EXACT)
-    where = (keys, budget, None, is_causal, 0.25, *choice.attending())
+    where = (keys, budget, None, None, is_causal, 0.25, *choice.attending())
     torch.library.opcheck(torch.ops.accel.omnisparse_attend, (*tensors, *where))
     output, total, active = torch.ops.accel.omnisparse_attend(*plain, *where)
     torch.library.opcheck(

@@ -212,7 +212,7 @@ def test_windows_of_any_width(queries: int, keys: int, window: int, padded: bool
     if valid is not None:
         valid[:, :9] = False
     choice = Choice(0.5, active=0.05, window=window)
-    output, *_ = attend_with_selection(query, key, value, valid, True, SCALE, choice)
+    output, *_ = attend_with_selection(query, key, value, valid, None, True, SCALE, choice)
     mask = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
     mask = mask if valid is None else mask & valid
     wanted = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=SCALE)
@@ -234,7 +234,9 @@ def test_queries_that_would_miss_much_are_active() -> None:
     rows = [900, 1050, 1277, 1501, 1705, 1900]
     query, key, value = needles(rows)
     choice = Choice(0.5, active=0.05, tail=0)
-    output, selection, active = attend_with_selection(query, key, value, None, True, SCALE, choice)
+    output, selection, active = attend_with_selection(
+        query, key, value, None, None, True, SCALE, choice
+    )
     assert (selection.budget[0, 2:] != EXACT).all()
     assert active[0, 0, rows].all()
     assert int(active.sum()) == math.ceil(0.05 * LENGTH)
@@ -249,7 +251,7 @@ def test_padding_is_not_active(side: str) -> None:
     valid = torch.ones(1, LENGTH, dtype=torch.bool)
     valid[:, slice(0, 1024) if side == "left" else slice(1700, None)] = False
     choice = Choice(0.5, active=0.05, tail=0)
-    *_, active = attend_with_selection(query, key, value, valid, True, SCALE, choice)
+    *_, active = attend_with_selection(query, key, value, valid, None, True, SCALE, choice)
     assert not active[0, 0, ~valid[0]].any()
     assert active[0, 0, [1500, 1600]].all()
     assert int(active.sum()) == math.ceil(0.05 * LENGTH)
@@ -258,7 +260,7 @@ def test_padding_is_not_active(side: str) -> None:
 @pytest.mark.parametrize("is_causal", [True, False])
 def test_which_queries_may_be_lazy(is_causal: bool) -> None:
     choice = Choice(0.5, active=0.0, span=(512, 900), tail=8)
-    *_, active = attend_with_selection(*needles([]), None, is_causal, SCALE, choice)
+    *_, active = attend_with_selection(*needles([]), None, None, is_causal, SCALE, choice)
     lazy = active[0, 0].logical_not().nonzero()[:, 0]
     exact = range(512) if is_causal else []  # its segments are short, so that nobody is active
     assert set(lazy.tolist()) - set(exact) == set(range(512, 900))

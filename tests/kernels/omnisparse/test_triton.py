@@ -35,7 +35,7 @@ def errors(
     valid = some_padding(len(key), keys) if padded else None
     chosen, budget = random_selection(groups, keys, is_causal, valid, len(key))
     scale, gradient = 1 / math.sqrt(width), torch.randn_like(query)
-    where = chosen, budget, valid, is_causal, scale
+    where = chosen, budget, valid, None, is_causal, scale
     output, total, active_ones = gpu.forward(
         query, key, value, *where, active, WINDOW, 0, -1, tail=1
     )

@@ -1,0 +1,1 @@
+"""A small video model that we trained: a patch projector before frozen SmolLM2."""
