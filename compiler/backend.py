@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..kernels.omnisparse.op import each_selection
+from ..kernels.omnisparse.selection import Selection
 from ..passes.base import PassResult
 from ..passes.graphs import is_model_state, value_of
 from .lowering import LEFT_OUT, check_lowering, lower
@@ -27,6 +29,7 @@ class CompiledGraph:
     """One graph as Dynamo calls it, with the record of how it came about.
 
     owners: parameters of the models that have run through it, by which `stats` finds it.
+    selections: budget, recall and need of each sparse attention in its last call that had any.
     """
 
     def __init__(
@@ -46,6 +49,8 @@ class CompiledGraph:
         self.call = call
         self.results = results
         self.owner_index = owner_index
+        self.sparse = any(each.name == "omnisparse" and each.matched for each in results)
+        self.selections: list[tuple[torch.Tensor, ...]] = []
         self.owners: weakref.WeakValueDictionary[int, torch.Tensor] = weakref.WeakValueDictionary()
         _compiled.add(self)
 
@@ -53,7 +58,19 @@ class CompiledGraph:
         if self.owner_index is not None:
             owner = inputs[self.owner_index]
             self.owners[id(owner)] = owner
-        return self.call(*inputs)
+        if not self.sparse:
+            return self.call(*inputs)
+        seen: list[tuple[torch.Tensor, ...]] = []
+
+        def see(selection: Selection) -> None:
+            # Without the keys, which are many; what they come to is computed when it is asked for.
+            seen.append(tuple(each.clone() for each in selection[1:]))
+
+        with each_selection(see):
+            result = self.call(*inputs)
+        if seen:  # a predicted step has none
+            self.selections = seen
+        return result
 
 
 def accel_backend(

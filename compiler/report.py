@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..kernels.errors import AccelError, OptionError
+from ..kernels.omnisparse.selection import SelectionSummary
 from ..passes import PASSES, PassResult, Skip
 from .backend import compiled_graphs
 from .export.engine import Engine
@@ -169,6 +170,7 @@ class Stats:
     recompiles: graphs compiled again for other shapes or settings (not those of a graph break).
     state_bytes: held now.
     last_error: relative error that the prediction would have had at the last computed step.
+    attention: what each sparse attention selected, in the last call of each graph.
     """
 
     full_steps: int = 0
@@ -182,6 +184,7 @@ class Stats:
     recompiles: int = 0
     state_bytes: int = 0
     last_error: float = float("nan")
+    attention: tuple[SelectionSummary, ...] = ()
 
 
 def _owners(compiled: Any) -> frozenset[int]:
@@ -220,6 +223,9 @@ def stats(compiled: Any) -> Stats:
         recompiles=len(graphs) - len({graph.frame for graph in graphs}),
         state_bytes=sum(each.bytes() for each in runs),
         last_error=counters[-1].last_error if counters else float("nan"),
+        attention=tuple(
+            SelectionSummary.of(*each) for graph in graphs for each in graph.selections
+        ),
     )
 
 

@@ -9,15 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .selection import active_queries, segment_count, segment_length
+from .reference import choose, probe_rows
+from .selection import PROBES, Choice, active_queries, segment_count, segment_length
 from .triton import (
     forward_kernel,
     key_gradient_kernel,
+    probe_kernel,
     query_gradient_kernel,
     selected_key_gradient_kernel,
 )
 
-__all__ = ["Blocks", "backward", "blocks_for", "forward"]
+__all__ = ["Blocks", "backward", "blocks_for", "forward", "probe_blocks", "probe_shares", "select"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ def blocks_for(width: int, size: int, backward: bool) -> Blocks:
         (4, True): (Blocks(32, 16, 4, 1), Blocks(16, 16, 4, 1), Blocks(16, 16, 4, 1)),
     }
     return table[size, backward][widest]
+
+
+def probe_blocks(width: int, size: int) -> Blocks:
+    """As `blocks_for`, for the probes of a segment; nothing spills."""
+    return Blocks(PROBES, 32 if width * size < 512 else 16, 8, 1)
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,42 @@ def _lists(active: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     flat = active.unflatten(1, (groups, -1)).transpose(2, 3).flatten(2)  # [B, G, N * GROUP]
     rows = flat.byte().argsort(dim=-1, descending=True, stable=True)
     return rows.int(), flat.sum(-1, dtype=torch.int32)
+
+
+def select(
+    query: Tensor,
+    key: Tensor,
+    valid: Tensor | None,
+    is_causal: bool,
+    scale: float,
+    choice: Choice,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `selection.select`; all segments at once, without a wait for the device."""
+    shares = None
+    needless = choice.recall >= 1 or choice.active >= 1
+    if choice.lazy != "local" and not needless:
+        shares = probe_shares(query, key, valid, probe_rows(query, key), is_causal, scale)
+    return choose(query, key, shares, valid, is_causal, choice)
+
+
+def probe_shares(
+    query: Tensor, key: Tensor, valid: Tensor | None, rows: Tensor, is_causal: bool, scale: float
+) -> Tensor:
+    """See `reference.probe_shares`."""
+    query, key = query.contiguous(), key.contiguous()
+    launch = _Launch(query, key, is_causal, scale, valid is not None, False)
+    batch, heads, queries, width = query.shape
+    keys, (segments, probes) = key.shape[2], rows.shape
+    shares = query.new_zeros(batch, heads, segments, keys, dtype=torch.float32)
+    rows, settings = rows.int().contiguous(), launch.settings()
+    given = rows if valid is None else valid.contiguous()
+    blocks = probe_blocks(settings["WIDTH"], query.element_size())
+    probe_kernel[segments, batch * heads](
+        query, key, given, rows, shares, queries, keys, width, key.shape[1], segments,
+        scale / math.log(2), **settings, PROBES=probes, BLOCK_KEYS=blocks.keys,
+        num_warps=blocks.warps, num_stages=blocks.stages,
+    )  # fmt: skip
+    return shares
 
 
 def forward(

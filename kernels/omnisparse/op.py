@@ -7,7 +7,8 @@ looks there, forward and backward. All their results have shapes that the inputs
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,29 +20,46 @@ from ..exports import EXPORT_BODIES
 from . import cpu, reference
 from .selection import Choice, Selection, segment_count, select
 
-__all__ = ["DEVICES", "observe_selections", "omnisparse_attention"]
+__all__ = ["DEVICES", "each_selection", "observe_selections", "omnisparse_attention"]
 
 DEVICES = ("cpu", "cuda")  # torch calls AMD's GPUs so, too
 
 
-_observers: list[list[Selection]] = []
+class _Observers(threading.local):
+    """Who is to see the selections of a thread."""
+
+    def __init__(self) -> None:
+        self.all: list[Callable[[Selection], None]] = []
+
+
+_observers = _Observers()
+
+
+@contextmanager
+def each_selection(see: Callable[[Selection], None]) -> Iterator[None]:
+    """Call `see` with each selection of this thread meanwhile; it must not keep the tensors."""
+    _observers.all.append(see)
+    try:
+        yield
+    finally:
+        _observers.all.remove(see)
 
 
 @contextmanager
 def observe_selections() -> Iterator[list[Selection]]:
-    """The `Selection` of every call of sparse attention in this process meanwhile, in their order.
+    """The `Selection` of every call of sparse attention in this thread meanwhile, in their order.
 
     For each call: the budget that the heads shared in each segment, the recall that each head
     reached, and the budget that it needed for itself. Also of compiled models, for the selection is
     Python; a replayed CUDA graph shows nothing.
     """
     observed: list[Selection] = []
-    _observers.append(observed)
-    try:
+
+    def see(selection: Selection) -> None:
+        observed.append(Selection(*(each.clone() for each in selection)))
+
+    with each_selection(see):
         yield observed
-    finally:
-        # By identity: another one may hold the same.
-        _observers[:] = [each for each in _observers if each is not observed]
 
 
 @torch.library.custom_op("accel::omnisparse_select", mutates_args=())
@@ -59,9 +77,10 @@ def _select(
     lazy: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     choice = Choice(recall, active, heads, window, sinks, lazy)
-    selection = select(query, key, valid, is_causal, scale, choice)
-    for observed in _observers:
-        observed.append(Selection(*(each.clone() for each in selection)))
+    choose = select if query.device.type == "cpu" else _kernels(query).select
+    selection = Selection(*choose(query, key, valid, is_causal, scale, choice))
+    for see in _observers.all:
+        see(selection)
     return selection
 
 

@@ -5,6 +5,8 @@ It is also what files hold that must run without accel: the same results, but no
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -13,13 +15,22 @@ from .selection import (
     PROBES,
     TRIED,
     WORTH,
+    Choice,
     active_queries,
     neighbourhood,
     segment_count,
     segment_length,
 )
 
-__all__ = ["attend", "omnisparse_attend", "omnisparse_select", "visible"]
+__all__ = [
+    "attend",
+    "choose",
+    "omnisparse_attend",
+    "omnisparse_select",
+    "probe_rows",
+    "probe_shares",
+    "visible",
+]
 
 
 def visible(
@@ -64,6 +75,39 @@ def attend(
     return weights @ value, total
 
 
+class _Segments(NamedTuple):
+    """Positions: first, last, start, stop: int64 [S], of its queries and of its neighbourhood."""
+
+    first: Tensor
+    last: Tensor
+    start: Tensor
+    stop: Tensor
+
+    @staticmethod
+    def of(query: Tensor, key: Tensor, window: int) -> _Segments:
+        keys = key.shape[2]
+        length, offset = segment_length(keys), keys - query.shape[2]
+        begin = length * torch.arange(segment_count(keys), device=key.device)
+        end = begin + length
+        return _Segments(
+            begin.clamp(min=offset), end.clamp(max=keys), (begin - window).clamp(min=0),
+            end.clamp(max=keys) + window,
+        )  # fmt: skip
+
+    def far(self, keys: int, is_causal: bool) -> Tensor:
+        """[S, M]."""
+        place = torch.arange(keys, device=self.first.device)
+        before = place < self.start[:, None]
+        return before if is_causal else before | (place >= self.stop[:, None])
+
+    def probes(self, offset: int) -> Tensor:
+        """Rows of the queries that are probes, int64 [S, PROBES]; -1 where there are fewer."""
+        step = torch.arange(1, PROBES + 1, device=self.first.device)
+        position = (self.first - 1)[:, None] + step * (self.last - self.first)[:, None] // PROBES
+        before = torch.cat([(self.first - 1)[:, None], position[:, :-1]], 1)
+        return (position - offset).where(position != before, -1)
+
+
 def omnisparse_select(
     query: Tensor,
     key: Tensor,
@@ -81,52 +125,75 @@ def omnisparse_select(
 
     Needs as many numbers as an eighth of all pairs.
     """
+    share = None
+    if lazy != "local":
+        share = probe_shares(query, key, valid, probe_rows(query, key), is_causal, scale)
+    return choose(
+        query, key, share, valid, is_causal, Choice(recall, active, heads, window, sinks, lazy)
+    )
+
+
+def probe_rows(query: Tensor, key: Tensor) -> Tensor:
+    """Rows of the queries that are probes, int64 [S, PROBES]; -1 where a segment has fewer."""
+    return _Segments.of(query, key, 0).probes(key.shape[2] - query.shape[2])
+
+
+def probe_shares(
+    query: Tensor, key: Tensor, valid: Tensor | None, rows: Tensor, is_causal: bool, scale: float
+) -> Tensor:
+    """How much attention a segment's probes pay to each key, on average: float32 [B, H, S, M]."""
+    groups, keys = key.shape[1:3]
+    place = torch.arange(keys, device=key.device)
+    position = rows.clamp(min=0) + keys - query.shape[2]
+    there = key.new_ones(len(key), keys, dtype=torch.bool) if valid is None else valid
+    looking = (rows >= 0).expand(len(key), -1, -1)  # [B, S, P]
+    if is_causal:
+        looking = looking & there[:, position.clamp(min=0)]
+    probes = (query * scale)[:, :, rows.clamp(min=0).flatten()].unflatten(1, (groups, -1))
+    scores = (probes @ key[:, :, None].transpose(-1, -2)).float()
+    scores = scores.unflatten(3, rows.shape)  # [B, G, H / G, S, P, M]
+    hidden = ~there[:, None, None, None, None]
+    if is_causal:
+        hidden = hidden | (place > position[..., None])
+    weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+    weights = weights.masked_fill(~looking[:, None, None, ..., None], 0)
+    share = weights.sum(4) / looking.sum(-1).clamp(min=1)[:, None, None, :, None]
+    return share.flatten(1, 2)
+
+
+def choose(
+    query: Tensor, key: Tensor, share: Tensor | None, valid: Tensor | None, is_causal: bool,
+    choice: Choice,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """A `Selection`'s, from `probe_shares`; None for keys that are all alike."""
     groups, keys = key.shape[1:3]
     length, segments = segment_length(keys), segment_count(keys)
-    offset, group = keys - query.shape[2], query.shape[1] // groups
+    offset = keys - query.shape[2]
     place = torch.arange(keys, device=key.device)
     number = torch.arange(segments, device=key.device)
-    first, last = (number * length).clamp(min=offset), ((number + 1) * length).clamp(max=keys)
-    start, stop = (number * length - window).clamp(min=0), last + window
-    far = place < start[:, None]
-    if not is_causal:
-        far = far | (place >= stop[:, None])
+    own = _Segments.of(query, key, choice.window)
+    far = own.far(keys, is_causal)
     there = key.new_ones(len(key), keys, dtype=torch.bool) if valid is None else valid
     usable = there[:, None] & far  # [B, S, M]
-    first_ones = usable & (there.cumsum(-1) <= sinks)[:, None]
-    share = key.new_zeros(len(key), groups, group, segments, keys, dtype=torch.float32)
-    if lazy != "local":
-        step = torch.arange(1, PROBES + 1, device=key.device)
-        rows = first[:, None] - 1 + step * (last - first)[:, None] // PROBES
-        before = torch.cat([first[:, None] - 1, rows[:, :-1]], 1)
-        looking = (rows != before).expand(len(key), -1, -1)  # [B, S, P]
-        if is_causal:
-            looking = looking & there[:, rows.clamp(min=0)]
-        probes = (query * scale)[:, :, (rows - offset).clamp(min=0).flatten()]
-        scores = probes.unflatten(1, (groups, group)) @ key[:, :, None].transpose(-1, -2)
-        scores = scores.float().unflatten(3, (segments, PROBES))  # [B, G, H / G, S, P, M]
-        hidden = ~there[:, None, None, None, None]
-        if is_causal:
-            hidden = hidden | (place > rows[..., None])
-        weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
-        weights = weights.masked_fill(~looking[:, None, None, ..., None], 0)
-        share = weights.sum(4) / looking.sum(-1).clamp(min=1)[:, None, None, :, None]
-        share = share.masked_fill(~far, 0)
+    first_ones = usable & (there.cumsum(-1) <= choice.sinks)[:, None]
+    if share is None:
+        share = key.new_zeros(*query.shape[:2], segments, keys, dtype=torch.float32)
+    share = share.masked_fill(~far, 0).unflatten(1, (groups, -1))  # [B, G, H / G, S, M]
     rank = share.mean(2) + first_ones[:, None].float() - (~usable)[:, None].float()
     order = rank.sort(dim=-1, descending=True).indices  # [B, G, S, M]; ONNX has no stable one
     by_order = share.gather(-1, order[:, :, None].expand_as(share))
     sums = torch.nn.functional.pad(by_order, (1, 0)).cumsum(-1)
     kept = (1 - share.sum(-1, keepdim=True) + sums).flatten(1, 2)  # [B, H, S, 1 + M]
-    needed = (kept < recall).sum(-1).minimum(far.sum(-1))  # [B, H, S]
-    budget = needed.sort(dim=1).values[:, round(heads * (query.shape[1] - 1))]
+    needed = (kept < choice.recall).sum(-1).minimum(far.sum(-1))  # [B, H, S]
+    budget = needed.sort(dim=1).values[:, round(choice.heads * (query.shape[1] - 1))]
     budget = budget.maximum(first_ones.sum(-1)).minimum(usable.sum(-1))  # [B, S]
-    dense = (first + last) / 2 if is_causal else keys + 0 * first
-    near = window + length / 2 if is_causal else 2 * window + length
-    affordable = (WORTH - active) * dense - near
+    dense = (own.first + own.last) / 2 if is_causal else keys + 0 * own.first
+    near = choice.window + length / 2 if is_causal else 2 * choice.window + length
+    affordable = (WORTH - choice.active) * dense - near
     exact = (budget > affordable) | ~share.isfinite().all(-1).all(1).all(1)
-    exact = exact | (affordable <= sinks) | (last <= offset) | ~far.any(-1)
+    exact = exact | (affordable <= choice.sinks) | (own.last <= offset) | ~far.any(-1)
     exact = exact | (exact | (number < segments - TRIED)).all()
-    if recall >= 1 or active >= 1 or offset < 0:
+    if choice.recall >= 1 or choice.active >= 1 or offset < 0:
         exact = torch.ones_like(exact)
     chosen = order.where(place < budget[:, None, :, None], keys).sort(-1).values
     reached = kept.gather(-1, budget[:, None, :, None].expand_as(kept[..., :1]))

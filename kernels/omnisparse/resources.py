@@ -2,7 +2,7 @@
 
     python -m accel.kernels.omnisparse.resources
 
-prints a table of registers, spills, shared memory and matrix instructions of each kernel. Spills
+prints a table of registers, spills, shared memory, occupancy and matrix instructions of each kernel. Spills
 have to be 0. For AMD's targets they are read from the compiler's own notes in the assembly.
 """
 
@@ -19,18 +19,28 @@ from typing import Any
 __all__ = ["TARGETS", "Resources", "main", "measured"]
 
 TARGETS = {"sm_80": 80, "sm_90": 90, "sm_100": 100, "gfx942": "gfx942"}
+# Warps, registers and bytes of shared memory of a multiprocessor, and bytes that each block reserves.
+LIMITS = {
+    "sm_80": (64, 65536, 164 * 1024, 1024),
+    "sm_90": (64, 65536, 228 * 1024, 1024),
+    "sm_100": (64, 65536, 228 * 1024, 1024),
+    "gfx942": (32, 131072, 64 * 1024, 1),
+}
 SIZES = {"fp16": 2, "bf16": 2, "fp32": 4}
 INTEGERS = {"N", "M", "D", "G", "S", "LENGTH", "window", "begin", "segment"}
 OTHER_POINTERS = {
     "keys": "*i32", "budget": "*i32", "rows": "*i32", "counts": "*i32", "valid": "*i1",
-    "total": "*fp32", "delta": "*fp32", "grad_key": "*fp32", "grad_value": "*fp32",
+    "total": "*fp32", "shares": "*fp32", "delta": "*fp32", "grad_key": "*fp32",
+    "grad_value": "*fp32",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Resources:
     """One kernel on one target. registers, spills: of a thread; shared: bytes of a block of
-    threads; matrix: the matrix instructions it uses, by their names."""
+    threads; matrix: the matrix instructions it uses, by their names. occupancy: the share of a
+    multiprocessor's places for warps that can be filled, as far as registers and shared memory go.
+    """
 
     kernel: str
     target: str
@@ -39,6 +49,7 @@ class Resources:
     registers: int
     spills: int
     shared: int
+    occupancy: float
     matrix: tuple[str, ...]
 
 
@@ -63,13 +74,18 @@ def _compiled(name: str, kernel: Any, target: str, dtype: str, width: int) -> Re
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from .gpu import blocks_for
+    from .gpu import blocks_for, probe_blocks
+    from .selection import PROBES
 
-    blocks = blocks_for(width, SIZES[dtype], backward=name != "forward_kernel")
+    size = SIZES[dtype]
+    if name == "probe_kernel":
+        blocks = probe_blocks(width, size)
+    else:
+        blocks = blocks_for(width, size, backward=name != "forward_kernel")
     constants: dict[str, Any] = {
         "GROUP": 3, "WIDTH": width, "CAUSAL": True, "PADDED": True,
         "BLOCK_QUERIES": blocks.queries, "BLOCK_KEYS": blocks.keys,
-        "LISTED": False, "ATOMIC": True, "D": width,
+        "LISTED": False, "ATOMIC": True, "D": width, "PROBES": PROBES,
     }  # fmt: skip
     signature, known = {}, {}
     for parameter in kernel.params:
@@ -94,7 +110,19 @@ def _compiled(name: str, kernel: Any, target: str, dtype: str, width: int) -> Re
     options = {"num_warps": blocks.warps, "num_stages": blocks.stages}
     binary = triton.compile(source, target=gpu, options=options)
     found = _amd(binary) if isinstance(which, str) else _nvidia(binary)
-    return Resources(name, target, dtype, width, *found[:2], binary.metadata.shared, found[2])
+    registers, spills, matrix = found
+    shared = binary.metadata.shared
+    filled = occupancy(target, registers, shared, blocks.warps)
+    return Resources(name, target, dtype, width, registers, spills, shared, filled, matrix)
+
+
+def occupancy(target: str, registers: int, shared: int, warps: int) -> float:
+    """See `Resources`; from the vendors' tables of what a multiprocessor has."""
+    places, all_registers, memory, reserved = LIMITS[target]
+    lanes = 64 if target == "gfx942" else 32
+    own = -(-registers // 8) * 8 * lanes * warps
+    blocks = min(all_registers // own, memory // (shared + reserved), places // warps)
+    return blocks * warps / places
 
 
 def _nvidia(binary: Any) -> tuple[int, int, tuple[str, ...]]:
@@ -125,13 +153,14 @@ def _output(command: list[str]) -> str:
 
 def main() -> None:
     """Print the table for all targets, types and widths."""
-    print("| kernel | target | type | width | registers | spills | shared | matrix |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| kernel | target | type | width | registers | spills | shared | occupancy | matrix |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for dtype, widths in (("bf16", (32, 64, 128, 256)), ("fp32", (64, 128))):
         for row in measured(dtypes=(dtype,), widths=widths):
             print(
                 f"| {row.kernel} | {row.target} | {row.dtype} | {row.width} | {row.registers} | "
-                f"{row.spills} | {row.shared} | {', '.join(row.matrix)} |", flush=True,
+                f"{row.spills} | {row.shared} | {row.occupancy:.2f} | {', '.join(row.matrix)} |",
+                flush=True,
             )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "LAZY",
     "Choice",
     "Selection",
+    "SelectionSummary",
     "active_queries",
     "by_rank",
     "mean_attention",
@@ -58,6 +59,39 @@ class Selection(NamedTuple):
     budget: Tensor
     recall: Tensor
     needed: Tensor
+
+
+@dataclass(frozen=True)
+class SelectionSummary:
+    """A `Selection`, its samples and segments together.
+
+    exact: the share of the segments that stayed exact. Of the others: budget: mean number of keys
+    that were selected; flattest, median: mean number of keys that such a head alone needed; recall:
+    the lowest of the heads' mean shares of attention that are kept. Where all are exact the first
+    three are NaN.
+    """
+
+    exact: float
+    budget: float
+    flattest: float
+    median: float
+    recall: float
+
+    @staticmethod
+    def of(budget: Tensor, recall: Tensor, needed: Tensor) -> SelectionSummary:
+        """These are a `Selection`'s."""
+        exact = budget == EXACT  # [B, S]
+        if bool(exact.all()):
+            return SelectionSummary(1.0, math.nan, math.nan, math.nan, 1.0)
+        sparse = ~exact
+        own = needed.float().transpose(1, 2)[sparse]  # [sparse segments, H]
+        return SelectionSummary(
+            exact=float(exact.float().mean()),
+            budget=float(budget[sparse].float().mean()),
+            flattest=float(own.amax(1).mean()),
+            median=float(own.median(1).values.mean()),
+            recall=float(recall.transpose(1, 2)[sparse].mean(0).min()),
+        )
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ import triton.language as tl
 __all__ = [
     "forward_kernel",
     "key_gradient_kernel",
+    "probe_kernel",
     "query_gradient_kernel",
     "selected_key_gradient_kernel",
 ]
@@ -175,6 +176,61 @@ def forward_kernel(
     norm = tl.where(norm == 0, 1.0, norm)  # of queries that saw nothing; their peak is -inf
     _store(output, where, there, result / norm[:, None], D, WIDTH)
     tl.store(total + where, peak + tl.log2(norm), mask=there)
+
+
+@triton.jit
+def _scores(query, key, valid, position, there, place, stop, scale, D,
+            WIDTH: tl.constexpr, CAUSAL: tl.constexpr, PADDED: tl.constexpr):  # fmt: skip
+    """Of a block of queries on a block of keys; -inf where a key is not seen."""
+    known = place < stop
+    keys = _load(key, place, known, D, WIDTH)
+    scores = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
+    seen = _visible(valid, position, there, place, known, CAUSAL, PADDED)
+    return tl.where(seen, scores, float("-inf"))
+
+
+@triton.jit
+def probe_kernel(
+    query, key, valid, rows, shares, N, M, D, G, S, scale,
+    GROUP: tl.constexpr, WIDTH: tl.constexpr, PROBES: tl.constexpr, BLOCK_KEYS: tl.constexpr,
+    CAUSAL: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
+    """How much attention a segment's probes pay to each key, on average; grid: S, B * H.
+
+    rows: int32 [S, PROBES], the probes' rows, -1 for none. shares: float32 [B * H, S, M], of which
+    keys that no probe sees are left as they are. Scores are computed twice and never written.
+    """
+    segment, head = tl.program_id(0), tl.program_id(1)
+    pair = head // GROUP
+    row = tl.load(rows + segment * PROBES + tl.arange(0, PROBES))
+    there = row >= 0
+    position = row + M - N
+    stop = tl.max(tl.where(there, position, -1)) + 1 if CAUSAL else M
+    some = _load(query, head.to(tl.int64) * N + row, there, D, WIDTH)
+    key += pair.to(tl.int64) * M * D
+    valid += pair // G * M
+    looking = there
+    if CAUSAL and PADDED:  # rows of padding count for nothing
+        looking = there & (tl.load(valid + position, mask=there, other=0) != 0)
+    column = tl.arange(0, BLOCK_KEYS)
+    peak = tl.full((PROBES,), float("-inf"), tl.float32)
+    norm = tl.zeros((PROBES,), tl.float32)
+    for j in range(0, stop, BLOCK_KEYS):
+        scores = _scores(some, key, valid, position, there, j + column, stop, scale, D,
+                         WIDTH, CAUSAL, PADDED)  # fmt: skip
+        higher = tl.maximum(peak, tl.max(scores, 1))
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+        norm = norm * tl.exp2(peak - base) + tl.sum(tl.exp2(scores - base[:, None]), 1)
+        peak = higher
+    total = peak + tl.log2(norm)
+    number = tl.maximum(tl.sum(looking.to(tl.float32), 0), 1.0)
+    shares += (head.to(tl.int64) * S + segment) * M
+    for j in range(0, stop, BLOCK_KEYS):
+        place = j + column
+        scores = _scores(some, key, valid, position, there, place, stop, scale, D,
+                         WIDTH, CAUSAL, PADDED)  # fmt: skip
+        weights = tl.where(looking[:, None], tl.exp2(scores - total[:, None]), 0.0)
+        tl.store(shares + place, tl.sum(weights, 0) / number, mask=place < stop)
 
 
 @triton.jit

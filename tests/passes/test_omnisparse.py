@@ -8,7 +8,7 @@ import accel
 import pytest
 import torch
 from accel.kernels.omnisparse import op
-from accel.kernels.omnisparse.selection import select
+from accel.kernels.omnisparse.selection import EXACT, select
 from accel.tests.models import dit, euler, noise, relative
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -279,3 +279,22 @@ def test_attention_written_out(kind: str, reason: str) -> None:
     found = accel.report_of(fast).passes["omnisparse"]
     assert bool(found.matched) == (not reason)
     assert not reason or reason in str(found.skipped[0])
+
+
+@pytest.mark.parametrize("recall", [0.5, 1.0])
+@torch.no_grad()
+def test_stats_say_what_was_selected(recall: float) -> None:
+    model = llama()
+    sparse = {"recall": recall, "active": 0.0}
+    fast = torch.compile(model, backend="accel", options={**EAGER, "omnisparse": sparse})
+    tokens = torch.arange(1300)[None] % 64
+    with accel.observe_selections() as observed:
+        fast(tokens, use_cache=False)
+    found = accel.stats(fast).attention
+    assert len(found) == len(observed) == 2
+    for own, selection in zip(found, observed, strict=True):
+        shares = (selection.budget == EXACT).float().mean()
+        assert own.exact == pytest.approx(float(shares))
+        assert (own.exact == 1) == (recall == 1)
+        assert own.recall >= recall
+    assert accel.stats(model).attention == found

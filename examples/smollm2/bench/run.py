@@ -88,7 +88,11 @@ class _Run:
         total = [sum(each) for each in zip(*((r.dense_seconds, r.sparse_seconds) for r in rows),
                                            strict=True)]  # fmt: skip
         self.progress(f"attention of all layers: {total[0] / total[1]:.2f}x")
-        return [asdict(row) for row in rows]
+        return [
+            {"layer": row.layer, **asdict(row.selected), "pairs": row.pairs,
+             "dense_seconds": row.dense_seconds, "sparse_seconds": row.sparse_seconds}
+            for row in rows
+        ]  # fmt: skip
 
     def lengths(self) -> list[dict[str, Any]]:
         """Up to four times the model's own context: the timing counts, not what it says."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....kernels.omnisparse.selection import EXACT, Choice, Selection
+from ....kernels.omnisparse.selection import Choice, SelectionSummary
 from .attention import Attend, Noted, attention, dense, sparse
 
 __all__ = ["Layer", "by_layer", "inputs_of", "over_lengths", "prefill"]
@@ -22,18 +21,10 @@ __all__ = ["Layer", "by_layer", "inputs_of", "over_lengths", "prefill"]
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer on its own queries and keys. budget: mean over the segments that are sparse.
-
-    exact: share of the segments that stayed exact. flattest, median: mean number of keys that such
-    a head alone needs. recall: the lowest of a head's means over segments. pairs: see `pairs`.
-    """
+    """One layer on its own queries and keys. selected: see `SelectionSummary`; pairs: `pairs`."""
 
     layer: int
-    budget: float
-    exact: float
-    flattest: float
-    median: float
-    recall: float
+    selected: SelectionSummary
     pairs: float
     dense_seconds: float
     sparse_seconds: float
@@ -48,29 +39,13 @@ def by_layer(model: Any, tokens: Tensor, choice: Choice, repeats: int) -> list[L
         noted = Noted()
         both = dense, sparse(choice, noted)
         seconds = _in_turns([partial(each, query, key, value) for each in both], repeats)
-        found.append(_layer(layer, noted.selections[0], noted.pairs[0], *seconds))
+        selected = SelectionSummary.of(*noted.selections[0][1:])
+        found.append(Layer(layer, selected, noted.pairs[0], *seconds))
         return dense(query, key, value)
 
     with attention(model, attend):
         model.model(tokens[None], use_cache=False)
     return found
-
-
-def _layer(layer: int, selection: Selection, share: float, *seconds: float) -> Layer:
-    exact = selection.budget[0] == EXACT
-    if bool(exact.all()):
-        return Layer(layer, math.nan, 1.0, math.nan, math.nan, 1.0, share, *seconds)
-    needed = selection.needed[0, :, ~exact].float()
-    return Layer(
-        layer,
-        float(selection.budget[0, ~exact].float().mean()),
-        float(exact.float().mean()),
-        float(needed.amax(0).mean()),
-        float(needed.median(0).values.mean()),
-        float(selection.recall[0, :, ~exact].mean(1).min()),
-        share,
-        *seconds,
-    )
 
 
 @torch.no_grad()

@@ -155,7 +155,7 @@ def test_every_key_selected_segment_by_segment() -> None:
     """What a budget that keeps everything computes by the sparse way."""
     query, key, value = (each.detach() for each in inputs(4, 2, 200, 600, 32, torch.float32))
     full = select(query, key, None, True, 0.2, Choice(recall=1.0))
-    output, *_ = cpu.forward(query, key, value, *full[:2], None, True, 0.2, *LAZY)
+    output, *_ = cpu.forward(query, key, value, *full[:2], None, None, True, 0.2, *LAZY)
     mask = torch.ones(200, 600, dtype=torch.bool).tril(400)
     wanted = scaled_dot_product_attention(
         query, key, value, attn_mask=mask, scale=0.2, enable_gqa=True

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
 import torch
-from accel.kernels.omnisparse import reference
+from accel.kernels.omnisparse import cpu, reference
 from accel.kernels.omnisparse.op import attend_with_selection
 from accel.kernels.omnisparse.selection import (
     EXACT,
     Choice,
     Selection,
+    SelectionSummary,
     segment_count,
     segment_length,
     select,
@@ -265,6 +267,37 @@ def test_which_queries_may_be_lazy(is_causal: bool) -> None:
     exact = range(512) if is_causal else []  # its segments are short, so that nobody is active
     assert set(lazy.tolist()) - set(exact) == set(range(512, 900))
     assert active[0, 0, 900:].all()
+
+
+@pytest.mark.parametrize("form", [cpu, reference])
+def test_only_visual_queries_may_be_lazy(form: Any) -> None:
+    """Each sample has its own; the share that is active is of these."""
+    query, key, value = (each.repeat(2, 1, 1, 1) for each in needles([1500, 1600]))
+    visual = torch.zeros(2, LENGTH, dtype=torch.bool)
+    visual[0, 1024:1800] = visual[1, 1100:1300] = True
+    choice = Choice(0.5, active=0.05, tail=0)
+    selection = select(query, key, None, True, SCALE, choice)
+    function = getattr(form, "forward", None) or form.omnisparse_attend
+    *_, active = function(
+        query, key, value, *selection[:2], None, visual, True, SCALE, *choice.attending()
+    )
+    exact = (selection.budget == EXACT).repeat_interleave(256, 1)
+    assert active[:, 0][~visual & ~exact].all()
+    assert active[0, 0, [1500, 1600]].all()
+    for own, looks in zip(active[:, 0], visual, strict=True):
+        assert int(own[looks].sum()) == math.ceil(0.05 * int(looks.sum()))
+
+
+def test_summary() -> None:
+    budget = torch.tensor([[EXACT, 100, 200]])
+    recall = torch.tensor([[[1.0, 0.95, 0.85], [1.0, 0.99, 0.93], [1.0, 0.99, 0.99]]])
+    needed = torch.tensor([[[9, 100, 200], [9, 40, 120], [9, 10, 20]]])
+    found = SelectionSummary.of(budget, recall, needed)
+    wanted = {"exact": 1 / 3, "budget": 150, "flattest": 150, "median": 80, "recall": 0.9}
+    assert asdict(found) == pytest.approx(wanted)
+    exact = SelectionSummary.of(torch.full((1, 2), EXACT), torch.ones(1, 3, 2), needed[..., :2])
+    assert (exact.exact, exact.recall) == (1, 1)
+    assert math.isnan(exact.budget)
 
 
 @pytest.mark.parametrize("keys", [1, 255, 256, 257, 16383, 16384, 16385, 100_000, 10**6])

@@ -14,6 +14,7 @@ import pytest
 import torch
 import triton.language as tl
 from accel.kernels.omnisparse import gpu, reference
+from accel.kernels.omnisparse.selection import EXACT, Choice
 from torch import Tensor
 from triton.runtime import interpreter
 
@@ -110,3 +111,37 @@ def test_in_order_and_at_once_are_equal() -> None:
     finally:
         torch.use_deterministic_algorithms(False)
     assert max(errors((1, 1, 520, 520, 16), active=0.0)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("shape", "is_causal", "padded"),
+    [
+        ((4, 2, 900, 900, 32), True, True), ((2, 1, 700, 700, 48), False, True),
+        ((2, 2, 300, 1000, 16), True, False), ((1, 1, 1, 1, 16), True, False),
+    ],
+)  # fmt: skip
+def test_shares_of_attention(
+    shape: tuple[int, int, int, int, int], is_causal: bool, padded: bool
+) -> None:
+    """Those of the probes, without writing their scores; and the selection that follows."""
+    heads, groups, queries, keys, width = shape
+    tensors = inputs(heads, groups, queries, keys, width, torch.float32, batch=2 if padded else 1)
+    query, key, _ = (each.detach() for each in tensors)
+    valid = some_padding(3, keys)[:2] if padded else None
+    rows, scale = reference.probe_rows(query, key), 1 / math.sqrt(width)
+    got = gpu.probe_shares(query, key, valid, rows, is_causal, scale)
+    exact = [each.double() for each in (query, key)]
+    wanted = reference.probe_shares(*exact, valid, rows, is_causal, scale)
+    torch.testing.assert_close(got, wanted.float(), rtol=1e-4, atol=1e-7)
+    choice = Choice(recall=0.6, window=16, active=0.0)
+    chosen = gpu.select(query, key, valid, is_causal, scale, choice)
+    other = reference.omnisparse_select(query, key, valid, is_causal, scale, *choice.selecting())
+    assert (chosen[1] - other[1]).abs().max() <= 1  # what is a rounding away from the recall
+    torch.testing.assert_close(chosen[2], other[2], rtol=0, atol=1e-2)
+
+
+def test_shares_of_keys_with_nan() -> None:
+    query, key = torch.randn(2, 1, 1, 600, 16).unbind(0)
+    key[0, 0, 3] = torch.nan
+    _, budget, *_ = gpu.select(query, key, None, True, 0.25, Choice(recall=0.5, active=0.0))
+    assert (budget == EXACT).all()
