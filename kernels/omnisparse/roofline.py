@@ -72,8 +72,8 @@ def estimate(shape: Shape, gpu: str) -> Estimate:
     kept = near + far * (shape.budget + shape.active * (1 - shape.budget))
     operations = 4 * shape.width * kept * rows
     inputs = 2 * NUMBER * tokens * shape.width * shape.batch * (shape.heads + shape.key_heads)
-    gathered = 2 * NUMBER * shape.width * shape.batch * shape.key_heads
-    gathered *= segments * shape.budget * tokens / 2
+    listed = segments * shape.budget * tokens / 2
+    gathered = 2 * NUMBER * shape.width * shape.batch * shape.key_heads * listed
     moved = 2 * inputs + gathered  # once for the lazy pass, once for the active one
     scores = PROBES * segments * tokens / 2 * rows
     found = segments * tokens * shape.batch

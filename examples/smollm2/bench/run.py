@@ -13,6 +13,8 @@ import torch
 
 from ....kernels.errors import OptionError
 from ....kernels.omnisparse.selection import Choice
+from ...video.measure import FRAMES, SCENES, answered
+from ...video.model import load_projector
 from ..subject import FIRST, Subject, load
 from .attention import Attend, Noted, dense, sparse
 from .baselines import flex_blocks, top_blocks, vertical_slash
@@ -39,6 +41,7 @@ CACHES: tuple[dict[str, Any], ...] = (
 )  # fmt: skip
 FOLLOWING = 256  # tokens that a slim cache is tried on
 STEPS = 12  # of fine-tuning
+VIDEOS = 24
 CONTEXTS = 2  # with 8 needles each
 SCALED = 12  # the layer that is timed over lengths
 
@@ -124,6 +127,16 @@ class _Run:
                           f"agreement {quality.agreement:.1%}")  # fmt: skip
         return rows
 
+    def video(self) -> list[dict[str, Any]]:
+        prefills = [Choice(), Choice(recall=0.8, active=0.0)]
+        found = answered(
+            self.subject, load_projector(), VIDEOS, CACHES[1:5], prefills, self.progress
+        )
+        for each in found:
+            self.progress(f"{each.way}: {each.fewer_bytes:.2f} times fewer bytes, "
+                          f"{each.agreement:.1%}, right {each.right:.1%}")  # fmt: skip
+        return [asdict(each) for each in found]
+
     def training(self) -> list[dict[str, Any]]:
         sparse_one: dict[str, Any] = {"pade": False, "omnisparse": True}
         found = [losses(self.subject, each, STEPS, self.progress) for each in (None, sparse_one)]
@@ -134,7 +147,7 @@ class _Run:
         return rows
 
 
-PARTS = ("quality", "layers", "prefill", "decode", "needles", "lengths", "training")
+PARTS = ("quality", "layers", "prefill", "decode", "needles", "lengths", "video", "training")
 
 
 def run(
@@ -174,6 +187,7 @@ TITLES = {
     "decode": f"SlimCache: the {FOLLOWING} tokens after the prompt, against a full cache",
     "needles": "Numbers hidden in the text, asked for afterwards",
     "lengths": f"Attention of layer {SCALED} over the length of the text",
+    "video": f"Our small video model (a projector before SmolLM2): {VIDEOS} of {FRAMES} frames",
     "training": f"Loss of fine-tuning on {LENGTH} tokens a step, compiled",
 }
 
@@ -187,7 +201,7 @@ def _text(found: dict[str, Any]) -> str:
     for part, title in TITLES.items():
         if part in found:
             rows = found[part]["rows"]
-            own = part in ("lengths", "training")
+            own = part in ("lengths", "video", "training")
             length = "" if own else f" ({found[part]['length']} tokens)"
             parts.append(f"## {title}{length}\n\n{_table(rows)}\n")
             if part in SUMMARIES:
@@ -221,4 +235,13 @@ def _exponents(rows: Sequence[dict[str, Any]]) -> str:
     return f"Time grows with the length to the power of {', '.join(powers)}."
 
 
-SUMMARIES: dict[str, Callable[[Any], str]] = {"layers": _layers_together, "lengths": _exponents}
+def _games(rows: Sequence[dict[str, Any]]) -> str:
+    return (
+        f"Each shows {SCENES} games of recordings that the model was not trained on, and is asked "
+        "for their names in order."
+    )
+
+
+SUMMARIES: dict[str, Callable[[Any], str]] = {
+    "layers": _layers_together, "lengths": _exponents, "video": _games,
+}  # fmt: skip
