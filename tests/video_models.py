@@ -53,26 +53,26 @@ def prompt(visual: int) -> Tensor:
 
 
 def qwen2_5_vl() -> tuple[nn.Module, dict[str, Any]]:
-    """4 tokens for every two frames."""
+    """16 tokens for every two frames."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     torch.manual_seed(0)
     rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e6}
     vision = {
         **VISION, "depth": 1, "num_heads": 2, "out_hidden_size": 64, "patch_size": PATCH,
-        "fullatt_block_indexes": [0], "window_size": 4 * PATCH,
+        "fullatt_block_indexes": [0], "window_size": 8 * PATCH,
     }  # fmt: skip
     config = Qwen2_5_VLConfig(
         text_config={**TEXT, "rope_parameters": rope}, vision_config=vision,
         image_token_id=PICTURE, video_token_id=VIDEO, vision_start_token_id=STARTS,
         vision_end_token_id=ENDS,
     )  # fmt: skip
-    times = 256
-    pixels = patches(frames(2 * times, 4 * PATCH, 4 * PATCH), 2)
-    ids = prompt(4 * times)
+    times = 64
+    pixels = patches(frames(2 * times, 8 * PATCH, 8 * PATCH), 2)
+    ids = prompt(16 * times)
     return Qwen2_5_VLForConditionalGeneration(config).eval(), {
         "input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values_videos": pixels,
-        "video_grid_thw": torch.tensor([[times, 4, 4]]),
+        "video_grid_thw": torch.tensor([[times, 8, 8]]),
         "mm_token_type_ids": (ids == VIDEO).int() * 2,
     }  # fmt: skip
 

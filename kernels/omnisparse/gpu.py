@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from .reference import choose, probe_rows
-from .selection import PROBES, Choice, active_queries, segment_count, segment_length
+from .selection import (
+    PROBES,
+    Choice,
+    active_queries,
+    exact_selection,
+    segment_count,
+    segment_length,
+)
 from .triton import (
     forward_kernel,
     key_gradient_kernel,
@@ -124,9 +131,10 @@ def select(
     choice: Choice,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `selection.select`; all segments at once, without a wait for the device."""
+    if choice.recall >= 1 or choice.active >= 1:
+        return exact_selection(key, query.shape[1], segment_count(key.shape[2]))
     shares = None
-    needless = choice.recall >= 1 or choice.active >= 1
-    if choice.lazy != "local" and not needless:
+    if choice.lazy != "local":
         shares = probe_shares(query, key, valid, probe_rows(query, key), is_causal, scale)
     return choose(query, key, shares, valid, is_causal, choice)
 

@@ -28,6 +28,7 @@ __all__ = [
     "SelectionSummary",
     "active_queries",
     "by_rank",
+    "exact_selection",
     "mean_attention",
     "neighbourhood",
     "segment_count",
@@ -185,7 +186,7 @@ def select(
     batch, groups, keys = key.shape[:3]
     length = segment_length(keys)
     segments = segment_count(keys)
-    selection = _exact(key, heads, segments)
+    selection = exact_selection(key, heads, segments)
     if choice.recall >= 1 or choice.active >= 1 or queries > keys:
         return selection
     for tried, segment in enumerate(reversed(range((keys - queries) // length, segments))):
@@ -391,7 +392,8 @@ def _missed(
     return estimate - total
 
 
-def _exact(key: Tensor, heads: int, segments: int) -> Selection:
+def exact_selection(key: Tensor, heads: int, segments: int) -> Selection:
+    """Of so many query heads, every key."""
     batch, groups, keys = key.shape[:3]
     return Selection(
         key.new_zeros(batch, groups, segments, keys, dtype=torch.int32),

@@ -41,7 +41,7 @@ CACHES: tuple[dict[str, Any], ...] = (
 )  # fmt: skip
 FOLLOWING = 256  # tokens that a slim cache is tried on
 STEPS = 12  # of fine-tuning
-VIDEOS = 24
+VIDEOS = 16
 CONTEXTS = 2  # with 8 needles each
 SCALED = 12  # the layer that is timed over lengths
 
@@ -128,9 +128,9 @@ class _Run:
         return rows
 
     def video(self) -> list[dict[str, Any]]:
-        prefills = [Choice(), Choice(recall=0.8, active=0.0)]
+        prefills = [Choice()]
         found = answered(
-            self.subject, load_projector(), VIDEOS, CACHES[1:5], prefills, self.progress
+            self.subject, load_projector(), VIDEOS, CACHES[1:4], prefills, self.progress
         )
         for each in found:
             self.progress(f"{each.way}: {each.fewer_bytes:.2f} times fewer bytes, "

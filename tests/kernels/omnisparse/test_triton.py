@@ -145,3 +145,4 @@ def test_shares_of_keys_with_nan() -> None:
     key[0, 0, 3] = torch.nan
     _, budget, *_ = gpu.select(query, key, None, True, 0.25, Choice(recall=0.5, active=0.0))
     assert (budget == EXACT).all()
+    assert (gpu.select(query, query, None, True, 0.25, Choice(recall=1.0))[1] == EXACT).all()
