@@ -1,10 +1,13 @@
-"""Train the projector before frozen SmolLM2, on short videos and then on longer ones.
+r"""Train the projector before frozen SmolLM2, on short videos and then on longer ones.
 
     python -m accel.examples.video.train --steps 500
     python -m accel.examples.video.train --steps 100 --rate 1e-3 --longest 256 --seed 1 --resume
+    python -m accel.examples.video.train --steps 70 --rate 1e-3 --shortest 96 --longest 256 \
+        --seed 2 --resume
 
-An hour on 2 CPU cores. Writes projector.safetensors (fp16) and training.csv beside this file. The
-committed weights had 460 of the first 500 steps, which other work on the machine made slow.
+An hour and a half on 2 CPU cores. Writes projector.safetensors (fp16) and training.csv beside this
+file; each call's steps count from 0. The committed weights had 460 of the first 500 steps, which
+other work on the machine made slow.
 """
 
 from __future__ import annotations
@@ -26,7 +29,6 @@ from .model import QUESTION, Projector, answer_of, load_projector
 
 HERE = Path(__file__).parent
 SEEDS = range(4)  # of the recordings to train on; others are for tests
-SHORTEST = 24  # frames
 MOST = 3  # scenes
 IGNORED = -100
 
@@ -58,7 +60,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--longest", type=int, default=SHORTEST, help="frames of a video")
+    parser.add_argument("--shortest", type=int, default=24, help="frames of a video")
+    parser.add_argument("--longest", type=int, default=24)
     parser.add_argument("--resume", action="store_true", help="go on from the written weights")
     parser.add_argument("--output", type=Path, default=HERE)
     arguments = parser.parse_args()
@@ -78,7 +81,7 @@ def main() -> None:
     for step in range(1, arguments.steps + 1):
         counts = torch.randint(1, MOST + 1, (arguments.batch,), generator=generator).tolist()
         longer = float(torch.rand((), generator=generator))
-        frames = round(SHORTEST * (arguments.longest / SHORTEST) ** longer)
+        frames = round(arguments.shortest * (arguments.longest / arguments.shortest) ** longer)
         videos = [make_video(frames, count, SEEDS, generator) for count in counts]
         loss, right = loss_of(model, projector, tokenizer, videos)
         loss.backward()
