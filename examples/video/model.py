@@ -1,6 +1,6 @@
 """The small video model: frames of games become tokens of a frozen SmolLM2 by a projector.
 
-We trained the projector only (`train.py`), 0.4 million weights, to name the games that a video
+We trained the projector only (`train.py`), 0.26 million weights, to name the games that a video
 shows in their order. It is no general video model.
 """
 
