@@ -65,6 +65,8 @@ class OmniSparsePass:
             "calls": len(matched), "recall": self.choice.recall, "heads": self.choice.heads,
             "may be lazy": f"those in {', '.join(sorted(visual))}" if visual else "all queries",
         }  # fmt: skip
+        if self.choice.span is not None:
+            details["span"] = self.choice.span
         result = PassResult(self.name, tuple(matched), tuple(skipped), details)
         return replace(program, module=module), result
 

@@ -17,11 +17,15 @@ __all__ = ["visual_masks"]
 def visual_masks(query: fx.Node) -> tuple[fx.Node, ...]:
     """The masks [batch, queries, 1 or more], of features that were put in before a query [batch,
     heads, queries, width] was computed: one for pictures, say, and one for videos."""
+    nodes = query.graph.nodes
+    scatters = [node for node in nodes if call_name(node).partition(".")[0] == "masked_scatter"]
+    if not scatters:
+        return ()
     batch, _, queries, _ = value_of(query).shape
     needed = ancestors([query])
     found = []
-    for node in query.graph.nodes:
-        if call_name(node).partition(".")[0] != "masked_scatter" or node not in needed:
+    for node in scatters:
+        if node not in needed:
             continue
         mask = node.kwargs.get("mask", node.args[1] if len(node.args) > 1 else None)
         value = value_of(mask) if isinstance(mask, fx.Node) else None

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from accel.compiler.extras import optional
+from accel.examples.video.games import screens
 from torch import Tensor, nn
 
-__all__ = ["MODELS", "PATCH", "TEXT", "VIDEO", "frames"]
+__all__ = ["AFTER", "BEFORE", "MODELS"]
 
 PATCH = 14
 TEXT = {
@@ -23,16 +23,8 @@ BEFORE, AFTER = 20, 60  # tokens of text
 
 def frames(count: int, height: int, width: int) -> Tensor:
     """Breakout, played at random: [count, 3, height, width] in [-1, 1]."""
-    ale_py = optional("ale_py", "bench")
-    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
-    console = ale_py.ALEInterface()
-    console.setInt("frame_skip", 4)
-    console.loadROM(optional("ale_py.roms", "bench").get_rom_path("breakout"))
-    actions, found = console.getMinimalActionSet(), []
-    for index in range(count):
-        console.act(actions[index % len(actions)])
-        found.append(torch.from_numpy(console.getScreenRGB()))
-    pictures = torch.stack(found).permute(0, 3, 1, 2).float() / 127.5 - 1
+    shown = torch.stack(list(screens("breakout", 0, count)))
+    pictures = shown.permute(0, 3, 1, 2).float() / 127.5 - 1
     return nn.functional.interpolate(pictures, (height, width), mode="area")
 
 

@@ -5,7 +5,7 @@ pip install ale-py     # 3 MB: the emulator with its games. Nothing is downloade
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...compiler.extras import optional
 
-__all__ = ["GAMES", "PATCHES", "WIDTH", "Video", "make_video", "recording"]
+__all__ = ["GAMES", "PATCHES", "WIDTH", "Video", "make_video", "recording", "screens"]
 
 GAMES = {
     "pong": "Pong", "breakout": "Breakout", "freeway": "Freeway", "seaquest": "Seaquest",
@@ -37,7 +37,12 @@ class Video(NamedTuple):
 
 @cache
 def recording(game: str, seed: int) -> Tensor:
-    """Random play from the start, uint8 [RECORDED, PATCHES, WIDTH]; a new game after each end."""
+    """Random play from the start, uint8 [RECORDED, PATCHES, WIDTH]."""
+    return torch.stack([_patches(screen) for screen in screens(game, seed, RECORDED)])
+
+
+def screens(game: str, seed: int, count: int) -> Iterator[Tensor]:
+    """Random play from the start, uint8 [210, 160, 3] each; a new game after each end."""
     ale_py: Any = optional("ale_py", "bench")
     roms: Any = optional("ale_py.roms", "bench")
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
@@ -47,13 +52,11 @@ def recording(game: str, seed: int) -> Tensor:
     console.loadROM(roms.get_rom_path(game))
     actions = console.getMinimalActionSet()
     generator = torch.Generator().manual_seed(seed)
-    frames = []
-    for choice in torch.randint(len(actions), (RECORDED,), generator=generator).tolist():
+    for choice in torch.randint(len(actions), (count,), generator=generator).tolist():
         if console.game_over():
             console.reset_game()
         console.act(actions[choice])
-        frames.append(_patches(torch.from_numpy(console.getScreenRGB())))
-    return torch.stack(frames)
+        yield torch.from_numpy(console.getScreenRGB())
 
 
 def _patches(picture: Tensor) -> Tensor:

@@ -44,6 +44,7 @@ def answered(
     caches: Sequence[dict[str, Any]],
     prefills: Sequence[Choice],
     progress: Callable[[str], None] = print,
+    frames: int = FRAMES,
 ) -> list[Answers]:
     """With a full cache, with each of these settings of SlimCache, and with sparse prefills."""
     from transformers import DynamicCache
@@ -54,13 +55,13 @@ def answered(
     embed = model.get_input_embeddings()
     question = tokenizer(QUESTION, return_tensors="pt").input_ids[0]
     start = len(projector.before)
-    span = start, start + FRAMES * PATCHES
+    span = start, start + frames * PATCHES
     said: dict[str, list[Tensor]] = {}
     fewer: dict[str, list[float]] = {}
     answers = []
     generator = torch.Generator().manual_seed(0)
     for _ in range(videos):
-        video = make_video(FRAMES, SCENES, SEEDS, generator)
+        video = make_video(frames, SCENES, SEEDS, generator)
         prompt = torch.cat([projector(video.patches), embed(question[:-1])])
         answer = answer_of(video.scenes, tokenizer)
         following = torch.cat([question[-1:], answer[:-1]])

@@ -79,8 +79,10 @@ def _select(
     choice = Choice(recall, active, heads, window, sinks, lazy)
     choose = select if query.device.type == "cpu" else _kernels(query).select
     selection = Selection(*choose(query, key, valid, is_causal, scale, choice))
-    for see in _observers.all:
-        see(selection)
+    # While a CUDA graph is captured, nothing has been computed yet, and memory is its own.
+    if not (query.is_cuda and torch.cuda.is_current_stream_capturing()):
+        for see in _observers.all:
+            see(selection)
     return selection
 
 

@@ -1,6 +1,7 @@
 """OmniSparse attention in plain torch: every pair, and a mask. The oracle of the fast forms.
 
-It is also what files hold that must run without accel: the same results, but no gain.
+It is also what files hold that must run without accel: the same results, but no gain. GPUs use
+its ranking of all segments at once (`choose`), too.
 """
 
 from __future__ import annotations

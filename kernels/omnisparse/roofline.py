@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .selection import PROBES, SEGMENT, segment_count, segment_length
+from .selection import PROBES, segment_count, segment_length
 
 __all__ = ["GPUS", "Estimate", "Shape", "estimate", "main"]
 
@@ -30,7 +30,7 @@ class Shape:
     """A causal call: its sizes, and how much of it is left.
 
     budget: keys that are selected for a segment, as a share of those before it. active: share of
-    the queries that see every key.
+    the queries that see every key. window: see `Choice`.
     """
 
     batch: int
@@ -40,6 +40,7 @@ class Shape:
     width: int
     budget: float = 0.15
     active: float = 0.1
+    window: int = 128
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def estimate(shape: Shape, gpu: str) -> Estimate:
     rows, tokens = shape.batch * shape.heads, shape.tokens
     length, segments = segment_length(tokens), segment_count(tokens)
     pairs = tokens * (tokens + 1) / 2
-    near = tokens * (length / 2 + SEGMENT / 2)
+    near = tokens * (length / 2 + shape.window)
     far = max(pairs - near, 0)
     kept = near + far * (shape.budget + shape.active * (1 - shape.budget))
     operations = 4 * shape.width * kept * rows

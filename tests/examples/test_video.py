@@ -62,12 +62,11 @@ def test_losses_of_several_are_the_mean_over_their_tokens() -> None:
 
 
 def test_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "FRAMES", 150)
     monkeypatch.setattr(measure, "SEEDS", [0])
     subject = Subject(llama(), Letters(), torch.zeros(0))
     torch.manual_seed(0)
     caches, prefills = [{"recall": 1.0}, {"recall": 0.3}], [Choice(1.0)]
-    rows = measure.answered(subject, Projector(32, 8), 2, caches, prefills, lambda text: None)
+    rows = measure.answered(subject, Projector(32, 8), 2, caches, prefills, str, frames=150)
     full, exact, everything, slim = rows
     assert (full.agreement, exact.agreement, everything.agreement) == (1, 1, 1)
     assert everything.fewer_bytes == pytest.approx(1, abs=0.15)  # positions are held, too

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import log
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,8 @@ CACHES: tuple[dict[str, Any], ...] = (
 )  # fmt: skip
 FOLLOWING = 256  # tokens that a slim cache is tried on
 STEPS = 12  # of fine-tuning
-VIDEOS = 16
+VIDEOS, SHORT = 16, 24  # how many; frames of such as it was first trained on
+VIDEO_CACHES: tuple[dict[str, Any], ...] = ({"recall": 0.99}, {"recall": 0.98}, {"recall": 0.95})
 CONTEXTS = 2  # with 8 needles each
 SCALED = 12  # the layer that is timed over lengths
 
@@ -128,10 +129,10 @@ class _Run:
         return rows
 
     def video(self) -> list[dict[str, Any]]:
-        prefills = [Choice()]
-        found = answered(
-            self.subject, load_projector(), VIDEOS, CACHES[1:4], prefills, self.progress
-        )
+        given = self.subject, load_projector(), VIDEOS
+        (short,) = answered(*given, [], [], self.progress, frames=SHORT)
+        found = answered(*given, VIDEO_CACHES, [Choice()], self.progress)
+        found.append(replace(short, way=f"full, of {SHORT} frames"))
         for each in found:
             self.progress(f"{each.way}: {each.fewer_bytes:.2f} times fewer bytes, "
                           f"{each.agreement:.1%}, right {each.right:.1%}")  # fmt: skip

@@ -133,9 +133,10 @@ def test_shares_of_attention(
     exact = [each.double() for each in (query, key)]
     wanted = reference.probe_shares(*exact, valid, rows, is_causal, scale)
     torch.testing.assert_close(got, wanted.float(), rtol=1e-4, atol=1e-7)
-    choice = Choice(recall=0.6, window=16, active=0.0)
+    choice = Choice(recall=0.3, window=16, active=0.0)
     chosen = gpu.select(query, key, valid, is_causal, scale, choice)
     other = reference.omnisparse_select(query, key, valid, is_causal, scale, *choice.selecting())
+    assert (chosen[1] != EXACT).any() == (keys > 1)
     assert (chosen[1] - other[1]).abs().max() <= 1  # what is a rounding away from the recall
     torch.testing.assert_close(chosen[2], other[2], rtol=0, atol=1e-2)
 
