@@ -17,6 +17,7 @@ from .kernels.omnisparse import observe_selections, omnisparse_attention
 
 if TYPE_CHECKING:
     from .compiler.slim_cache import SlimCache
+    from .compiler.zipar import ZipAR
 
 __all__ = [
     "AccelError",
@@ -31,6 +32,7 @@ __all__ = [
     "Report",
     "SlimCache",
     "Stats",
+    "ZipAR",
     "explain",
     "export",
     "load",
@@ -45,13 +47,16 @@ __all__ = [
 __version__ = "0.1.0"
 
 
+# Where the names are that build on transformers, which importing accel does not need.
+_ON_TRANSFORMERS = {"SlimCache": ".compiler.slim_cache", "ZipAR": ".compiler.zipar"}
+
+
 def __getattr__(name: str) -> Any:
-    """SlimCache is one of transformers' caches, which importing accel does not need."""
-    if name != "SlimCache":
+    if name not in _ON_TRANSFORMERS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
     from .compiler.extras import optional
 
     optional("transformers", "transformers")
-    from .compiler.slim_cache import SlimCache
-
-    return SlimCache
+    return getattr(import_module(_ON_TRANSFORMERS[name], __name__), name)

@@ -31,6 +31,8 @@ class Reason(enum.Enum):
     MASK = "a mask"
     SHORT = "a short sequence"
     DEVICE = "no kernel for the device"
+    NO_CACHE = "no key and value cache"
+    CACHE_FORM = "a cache of another form"
     UNSUPPORTED_VALUE = "a value that cannot cross the region's border"
 
 

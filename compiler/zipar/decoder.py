@@ -1,0 +1,265 @@
+"""Several decode steps with their sampling, as one module that `torch.compile` takes whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ...passes.raster import NOTHING, Raster
+from .sampling import accept, draw, residual
+
+__all__ = ["AdaptiveDecoder", "Decoder", "FixedDecoder", "Layout", "Sampler", "State"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a picture's tokens are.
+
+    In the cache, `slots` long: the prompt, padded on the left to `prompt` slots, the tokens in
+    raster order, and one slot for what a pass has no token for. In `known`: the prompt's last
+    token, the tokens, and one place for what is not kept.
+    """
+
+    raster: Raster
+    prompt: int
+
+    @property
+    def slots(self) -> int:
+        return self.prompt + self.raster.tokens + 1
+
+    @property
+    def known(self) -> int:
+        return self.raster.tokens + 2
+
+    def slot(self, index: Tensor) -> Tensor:
+        """The cache's slots of tokens; of NOTHING the spare one."""
+        return torch.where(index == NOTHING, self.slots - 1, index + self.prompt)
+
+    def place(self, index: Tensor) -> Tensor:
+        """The places in `known` of tokens; of NOTHING the spare one."""
+        return torch.where(index == NOTHING, self.known - 1, index + 1)
+
+
+class Sampler(nn.Module):
+    """From logits to probabilities, and to tokens.
+
+    warp: what transformers' processors do to scores [batch, vocabulary], or None. guidance: how
+    strongly the second half of the batch, without the prompt, is left behind (classifier-free
+    guidance): unconditional + guidance * (conditional - unconditional); None: no such half.
+    """
+
+    def __init__(
+        self, sample: bool, warp: Callable[[Tensor], Tensor] | None, guidance: float | None,
+        allowed: Tensor | None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.sample = sample
+        self.warp = warp
+        self.guidance = guidance
+        self.allowed: Tensor | None
+        self.register_buffer("allowed", allowed)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Logits [B or 2 B, N, V] to probabilities [B, N, V]; greedy ones are 0 and 1."""
+        scores = logits.float()
+        if self.guidance is not None:
+            conditional, unconditional = scores.chunk(2)
+            scores = unconditional + self.guidance * (conditional - unconditional)
+        if self.allowed is not None:
+            scores = scores.masked_fill(~self.allowed, -torch.inf)
+        if self.warp is not None:
+            scores = self.warp(scores.flatten(0, 1)).unflatten(0, scores.shape[:2])
+        if self.sample:
+            return scores.softmax(-1)
+        return nn.functional.one_hot(scores.argmax(-1), scores.shape[-1]).float()
+
+
+class State(NamedTuple):
+    """What decoding carries from call to call.
+
+    number: int64 [1], passes so far. known: int64 [B or 2 B, ...], see Layout. written: bool [B or
+    2 B, slots], which slots of the cache hold a token. More: see the decoders. caches: keys and values
+    of each layer in turn.
+    """
+
+    number: Tensor
+    known: Tensor
+    written: Tensor
+    more: tuple[Tensor, ...]
+    caches: tuple[Tensor, ...]
+
+
+class Decoder(nn.Module):
+    """`unroll` passes over a state.
+
+    step: see `capture_step`. padding: int64 [B or 2 B], slots before each sample's prompt.
+    """
+
+    def __init__(
+        self, step: nn.Module, layout: Layout, sampler: Sampler, unroll: int, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.step = step
+        self.layout = layout
+        self.sampler = sampler
+        self.unroll = unroll
+        self.hidden = torch.finfo(dtype).min
+        self.dtype = dtype
+
+    def forward(
+        self, number: Tensor, known: Tensor, written: Tensor, padding: Tensor, uniform: Tensor,
+        more: tuple[Tensor, ...], *caches: Tensor,
+    ) -> State:  # fmt: skip
+        """uniform: [B, tokens], in [0, 1), for each token of the picture."""
+        state = State(number, known, written, more, caches)
+        for _ in range(self.unroll):
+            state = self.one_pass(state, padding, uniform)
+        return state
+
+    def one_pass(self, state: State, padding: Tensor, uniform: Tensor) -> State:
+        raise NotImplementedError
+
+    def rows(self, own: Tensor) -> Tensor:
+        """What holds for a sample [B, ...], for all rows of the batch: [B or 2 B, ...]."""
+        return own if self.sampler.guidance is None else own.repeat(2, 1)
+
+    def logits(
+        self, state: State, slots: Tensor, sources: Tensor, padding: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Logits of the entries [B, T] of a pass; which slots are then written; the caches.
+
+        An entry sees what comes before it in raster order, as far as that is written by now.
+        """
+        slots, sources = self.rows(slots), self.rows(sources)
+        fed = state.known.gather(1, sources)
+        written = state.written.scatter(1, slots, True)
+        place = torch.arange(self.layout.slots, device=slots.device)
+        visible = written[:, None] & (place <= slots[..., None])
+        mask = torch.zeros(visible.shape, dtype=self.dtype, device=slots.device)
+        mask = mask.masked_fill(~visible, self.hidden)[:, None]
+        spare = slots == self.layout.slots - 1
+        positions = (slots - padding[:, None]).masked_fill(spare, 0)
+        logits, *caches = self.step(fed, positions, mask, slots, *state.caches)
+        return logits, written, tuple(caches)
+
+
+class FixedDecoder(Decoder):
+    """With a window that stays: what enters each pass is known beforehand."""
+
+    slots: Tensor
+    sources: Tensor
+    targets: Tensor
+
+    def __init__(
+        self, step: nn.Module, layout: Layout, sampler: Sampler, unroll: int, dtype: torch.dtype
+    ) -> None:
+        super().__init__(step, layout, sampler, unroll, dtype)
+        tables = layout.raster.tables(unroll)
+        self.register_buffer("slots", layout.slot(tables.slots))
+        self.register_buffer("sources", layout.place(tables.sources))
+        self.register_buffer("targets", layout.place(tables.targets))
+
+    def one_pass(self, state: State, padding: Tensor, uniform: Tensor) -> State:
+        batch = len(uniform)
+        slots, sources, targets = (
+            table.index_select(0, state.number).expand(batch, -1)
+            for table in (self.slots, self.sources, self.targets)
+        )
+        logits, written, caches = self.logits(state, slots, sources, padding)
+        probabilities = self.sampler.probabilities(logits)
+        # `uniform` begins with the first token, `known` with the prompt's last.
+        own = uniform.gather(1, (targets - 1).clamp(max=uniform.shape[1] - 1))
+        known = state.known.scatter(1, self.rows(targets), self.rows(draw(probabilities, own)))
+        return State(state.number + 1, known, written, (), caches)
+
+
+class AdaptiveDecoder(Decoder):
+    """With a window that widens, in each sample of the batch, until a row's first token stands.
+
+    ZipAR (arXiv 2412.04062), section on the adaptive window: once the row above holds `window`
+    tokens, a first token is drawn; with each further token of that row it is tested (`accept`),
+    until it stands or that row is complete.
+
+    more: held, int64 [B, rows], tokens that stand in each row; fed, bool [B, rows], whether a
+    row's last token has entered; trying, bool [B], whether a first token is being tested; before,
+    [B, V], the probabilities that it was drawn from; tests, [B, 2 * passes], in [0, 1): random
+    numbers for the tests and for what is drawn after them; passes, int64 [B], that each took.
+    """
+
+    def one_pass(self, state: State, padding: Tensor, uniform: Tensor) -> State:
+        raster, layout = self.layout.raster, self.layout
+        held, fed, trying, before, tests, passes = state.more
+        passes = passes + (held[:, -1] < raster.columns)
+        row = torch.arange(raster.rows, device=held.device)
+        above = torch.nn.functional.pad(held[:, :-1], (1, 0), value=raster.columns)
+        ready = above >= raster.window
+        if not raster.end_of_line:
+            ready = torch.where(row == 1, above == raster.columns, ready)
+        asking = (held < raster.columns) & ((held > 0) | ready)
+        below = torch.nn.functional.pad(held[:, 1:], (0, 1))
+        last = (held == raster.columns) & ~fed & (row < raster.rows - 1)
+        if not raster.end_of_line:  # else it is what the next row begins with
+            fed = fed | (last & (below == 0))
+            last = last & (below > 0)
+        # Those that predict a token come first, and the rows in order.
+        order = torch.where(
+            asking, row, torch.where(last, raster.rows + row, 2 * raster.rows + row)
+        )
+        rows = order.argsort(1)[:, : raster.width]
+        enters = (asking | last).gather(1, rows)
+        count, asks = held.gather(1, rows), asking.gather(1, rows)
+        entered, asked = rows, asks
+        begin = rows * raster.stride
+        slot = begin + count - 1
+        source = torch.where(count == 0, self._start(held, above).gather(1, rows), slot)
+        target = torch.where(asks, slot + 1, NOTHING)[:, : raster.heads]
+        slot, source = (torch.where(enters, each, NOTHING) for each in (slot, source))
+        logits, written, caches = self.logits(
+            state, layout.slot(slot), layout.place(source), padding
+        )
+        probabilities = self.sampler.probabilities(logits)
+        place = layout.place(target)
+        own = uniform.gather(1, (place - 1).clamp(max=uniform.shape[1] - 1))
+        drawn = draw(probabilities, own)
+        rows, asks = rows[:, : raster.heads], asks[:, : raster.heads]
+        first = asks & (count[:, : raster.heads] == 0)
+        whole = above.gather(1, rows) == raster.columns
+
+        # A row's first token, of which there is one a sample: which entry it is, and its own.
+        which = first.float().argmax(1, keepdim=True)
+        after = probabilities.gather(1, which[..., None].expand(-1, -1, probabilities.shape[2]))[
+            :, 0
+        ]
+        tried = state.known[: len(held)].gather(1, place.gather(1, which))[:, 0]
+        pair = tests.unflatten(1, (-1, 2)).index_select(1, state.number)[:, 0]
+        tested = trying & first.any(1)
+        stands = accept(tried, before, after, pair[:, 0])
+        again = draw(residual(before, after), pair[:, 1])
+        result = torch.where(stands, tried, again)
+        drawn = torch.where(first & tested[:, None], result[:, None], drawn)
+        decided = whole | ~first | (tested & stands)[:, None]
+        known = state.known.scatter(1, self.rows(place), self.rows(drawn))
+        held = held.scatter_add(1, rows, (asks & decided).long())
+        fed = fed.scatter(1, entered, fed.gather(1, entered) | (enters & ~asked))
+        trying = (first & ~decided).any(1)
+        before = torch.where(first.any(1)[:, None], after, before)
+        more = (held, fed, trying, before, tests, passes)
+        return State(state.number + 1, known, written, more, caches)
+
+    def _start(self, held: Tensor, above: Tensor) -> Tensor:
+        """Whose token enters for the first of each row, [B, rows]."""
+        raster = self.layout.raster
+        row = torch.arange(raster.rows, device=held.device)
+        slot = (row * raster.stride - 1).expand_as(held)
+        if raster.end_of_line:
+            return slot
+        if raster.row_start == "latest":
+            latest = (row - 1) * raster.stride + above - 1
+            return torch.where(row == 0, slot, latest)
+        done = torch.where(held == raster.columns, row, -1).cummax(1).values
+        done = torch.nn.functional.pad(done[:, :-1], (1, 0), value=-1)
+        return torch.where(row == 0, slot, done * raster.stride + raster.columns - 1)
