@@ -168,8 +168,9 @@ def _rewrite(program: Program, writes: list[_Write]) -> tuple[Program, CacheStat
         with graph.inserting_before(node):
             written = graph.call_function(write, (cache, slots, mapping[found.new]))
         written.meta["example_value"] = value_of(found.cache)
-        cache.replace_all_uses_with(written, lambda user, new=written, old=node: user not in
-                                    (new, old))  # fmt: skip
+        for user in list(cache.users):
+            if user not in (written, node):
+                user.replace_input_with(cache, written)
         node.replace_all_uses_with(written)
         graph.erase_node(node)
         new_caches.append(written)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from ...passes.raster import NOTHING, Raster
 from .sampling import accept, draw, residual
@@ -17,31 +18,32 @@ __all__ = ["AdaptiveDecoder", "Decoder", "FixedDecoder", "Layout", "Sampler", "S
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a picture's tokens are.
-
-    In the cache, `slots` long: the prompt, padded on the left to `prompt` slots, the tokens in
-    raster order, and one slot for what a pass has no token for. In `known`: the prompt's last
-    token, the tokens, and one place for what is not kept.
-    """
+    """Where tokens are, in the cache and in `known`: the prompt, padded on the left to `prompt`
+    places, the picture in raster order, and one place for what a pass has no token for."""
 
     raster: Raster
     prompt: int
 
     @property
-    def slots(self) -> int:
+    def length(self) -> int:
         return self.prompt + self.raster.tokens + 1
 
-    @property
-    def known(self) -> int:
-        return self.raster.tokens + 2
-
-    def slot(self, index: Tensor) -> Tensor:
-        """The cache's slots of tokens; of NOTHING the spare one."""
-        return torch.where(index == NOTHING, self.slots - 1, index + self.prompt)
-
     def place(self, index: Tensor) -> Tensor:
-        """The places in `known` of tokens; of NOTHING the spare one."""
-        return torch.where(index == NOTHING, self.known - 1, index + 1)
+        """The places of a picture's tokens; of NOTHING the spare one."""
+        return torch.where(index == NOTHING, self.length - 1, index + self.prompt)
+
+    def start(
+        self, prompts: Tensor, valid: Tensor, end_of_line: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """What is known before the first pass, and what of it has entered: all of the prompts
+        [B, prompt] but for their last token, which enters the first pass."""
+        known = pad(prompts, (0, self.length - self.prompt))
+        if end_of_line is not None:
+            place = torch.arange(self.length, device=known.device) - self.prompt
+            ends = (place >= 0) & (place % self.raster.stride == self.raster.columns)
+            known = known.masked_fill(ends, end_of_line)
+        entered = pad(valid[:, :-1].bool(), (0, self.length - self.prompt + 1))
+        return known, entered
 
 
 class Sampler(nn.Module):
@@ -50,13 +52,15 @@ class Sampler(nn.Module):
     warp: what transformers' processors do to scores [batch, vocabulary], or None. guidance: how
     strongly the second half of the batch, without the prompt, is left behind (classifier-free
     guidance): unconditional + guidance * (conditional - unconditional); None: no such half.
+    allowed: bool [V], which tokens may be drawn. first: the token that the first logit is of.
     """
 
     def __init__(
         self, sample: bool, warp: Callable[[Tensor], Tensor] | None, guidance: float | None,
-        allowed: Tensor | None,
+        allowed: Tensor | None, first: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
+        self.first = first
         self.sample = sample
         self.warp = warp
         self.guidance = guidance
@@ -81,9 +85,9 @@ class Sampler(nn.Module):
 class State(NamedTuple):
     """What decoding carries from call to call.
 
-    number: int64 [1], passes so far. known: int64 [B or 2 B, ...], see Layout. written: bool [B or
-    2 B, slots], which slots of the cache hold a token. More: see the decoders. caches: keys and values
-    of each layer in turn.
+    number: int64 [1], passes so far. known: int64 [B or 2 B, places], the tokens, see Layout.
+    written: bool, as large, which of them have entered, so that the cache holds them. more: see the
+    decoders. caches: keys and values of each layer in turn.
     """
 
     number: Tensor
@@ -96,7 +100,7 @@ class State(NamedTuple):
 class Decoder(nn.Module):
     """`unroll` passes over a state.
 
-    step: see `capture_step`. padding: int64 [B or 2 B], slots before each sample's prompt.
+    step: see `capture_step`.
     """
 
     def __init__(
@@ -111,38 +115,62 @@ class Decoder(nn.Module):
         self.dtype = dtype
 
     def forward(
-        self, number: Tensor, known: Tensor, written: Tensor, padding: Tensor, uniform: Tensor,
-        more: tuple[Tensor, ...], *caches: Tensor,
+        self, number: Tensor, known: Tensor, written: Tensor, padding: Tensor,
+        random: tuple[Tensor, ...], more: tuple[Tensor, ...], *caches: Tensor,
     ) -> State:  # fmt: skip
-        """uniform: [B, tokens], in [0, 1), for each token of the picture."""
+        """padding: int64 [B or 2 B], places before each sample's prompt. random: `draws`."""
         state = State(number, known, written, more, caches)
         for _ in range(self.unroll):
-            state = self.one_pass(state, padding, uniform)
+            state = self.one_pass(state, padding, random)
         return state
 
-    def one_pass(self, state: State, padding: Tensor, uniform: Tensor) -> State:
+    def one_pass(self, state: State, padding: Tensor, random: tuple[Tensor, ...]) -> State:
+        """The state after one more pass."""
         raise NotImplementedError
+
+    def begin(self, batch: int, device: torch.device) -> tuple[Tensor, ...]:
+        """`more` of the state before the first pass."""
+        return ()
+
+    def unfinished(self, state: State) -> Tensor:
+        """Whether tokens are missing, bool [1]."""
+        return state.number < self.most
+
+    @property
+    def most(self) -> int:
+        """Passes that a picture takes at most."""
+        return self.layout.raster.count
+
+    def draws(self, batch: int) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the random numbers in [0, 1) that a batch of pictures is drawn from: first one
+        for each token."""
+        return ((batch, self.layout.raster.tokens),)
 
     def rows(self, own: Tensor) -> Tensor:
         """What holds for a sample [B, ...], for all rows of the batch: [B or 2 B, ...]."""
         return own if self.sampler.guidance is None else own.repeat(2, 1)
+
+    def of_picture(self, values: Tensor, places: Tensor) -> Tensor:
+        """From values [B, tokens] of a picture's tokens those at places [B, N]."""
+        index = places - self.layout.prompt
+        return values.gather(1, index.clamp(max=values.shape[1] - 1))
 
     def logits(
         self, state: State, slots: Tensor, sources: Tensor, padding: Tensor
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Logits of the entries [B, T] of a pass; which slots are then written; the caches.
 
-        An entry sees what comes before it in raster order, as far as that is written by now.
+        An entry sees what comes before it in raster order, as far as that has entered by now.
         """
         slots, sources = self.rows(slots), self.rows(sources)
         fed = state.known.gather(1, sources)
         written = state.written.scatter(1, slots, True)
-        place = torch.arange(self.layout.slots, device=slots.device)
-        visible = written[:, None] & (place <= slots[..., None])
+        place = torch.arange(self.layout.length, device=slots.device)
+        visible = (written & (place >= padding[:, None]))[:, None] & (place <= slots[..., None])
         mask = torch.zeros(visible.shape, dtype=self.dtype, device=slots.device)
         mask = mask.masked_fill(~visible, self.hidden)[:, None]
-        spare = slots == self.layout.slots - 1
-        positions = (slots - padding[:, None]).masked_fill(spare, 0)
+        spare = slots == self.layout.length - 1
+        positions = (slots - padding[:, None]).clamp(min=0).masked_fill(spare, 0)
         logits, *caches = self.step(fed, positions, mask, slots, *state.caches)
         return logits, written, tuple(caches)
 
@@ -159,11 +187,12 @@ class FixedDecoder(Decoder):
     ) -> None:
         super().__init__(step, layout, sampler, unroll, dtype)
         tables = layout.raster.tables(unroll)
-        self.register_buffer("slots", layout.slot(tables.slots))
+        self.register_buffer("slots", layout.place(tables.slots))
         self.register_buffer("sources", layout.place(tables.sources))
         self.register_buffer("targets", layout.place(tables.targets))
 
-    def one_pass(self, state: State, padding: Tensor, uniform: Tensor) -> State:
+    def one_pass(self, state: State, padding: Tensor, random: tuple[Tensor, ...]) -> State:
+        (uniform,) = random
         batch = len(uniform)
         slots, sources, targets = (
             table.index_select(0, state.number).expand(batch, -1)
@@ -171,9 +200,8 @@ class FixedDecoder(Decoder):
         )
         logits, written, caches = self.logits(state, slots, sources, padding)
         probabilities = self.sampler.probabilities(logits)
-        # `uniform` begins with the first token, `known` with the prompt's last.
-        own = uniform.gather(1, (targets - 1).clamp(max=uniform.shape[1] - 1))
-        known = state.known.scatter(1, self.rows(targets), self.rows(draw(probabilities, own)))
+        drawn = draw(probabilities, self.of_picture(uniform, targets)) + self.sampler.first
+        known = state.known.scatter(1, self.rows(targets), self.rows(drawn))
         return State(state.number + 1, known, written, (), caches)
 
 
@@ -186,21 +214,49 @@ class AdaptiveDecoder(Decoder):
 
     more: held, int64 [B, rows], tokens that stand in each row; fed, bool [B, rows], whether a
     row's last token has entered; trying, bool [B], whether a first token is being tested; before,
-    [B, V], the probabilities that it was drawn from; tests, [B, 2 * passes], in [0, 1): random
-    numbers for the tests and for what is drawn after them; passes, int64 [B], that each took.
+    [B, V], the probabilities that it was drawn from; passes, int64 [B], that each sample took.
     """
 
-    def one_pass(self, state: State, padding: Tensor, uniform: Tensor) -> State:
+    def __init__(
+        self, step: nn.Module, layout: Layout, sampler: Sampler, unroll: int, dtype: torch.dtype,
+        vocabulary: int,
+    ) -> None:  # fmt: skip
+        super().__init__(step, layout, sampler, unroll, dtype)
+        self.vocabulary = vocabulary
+
+    def begin(self, batch: int, device: torch.device) -> tuple[Tensor, ...]:
+        rows = self.layout.raster.rows
+        return (
+            torch.zeros((batch, rows), dtype=torch.long, device=device),
+            torch.zeros((batch, rows), dtype=torch.bool, device=device),
+            torch.zeros(batch, dtype=torch.bool, device=device),
+            torch.zeros((batch, self.vocabulary), device=device),
+            torch.zeros(batch, dtype=torch.long, device=device),
+        )
+
+    def unfinished(self, state: State) -> Tensor:
+        return (state.more[0][:, -1] < self.layout.raster.columns).any()[None]
+
+    @property
+    def most(self) -> int:
+        return self.layout.raster.passes_with(self.layout.raster.columns)
+
+    def draws(self, batch: int) -> tuple[tuple[int, ...], ...]:
+        """And two for each pass: for the test, and for what is drawn where it fails."""
+        return (*super().draws(batch), (batch, self.most + self.unroll, 2))
+
+    def one_pass(self, state: State, padding: Tensor, random: tuple[Tensor, ...]) -> State:
         raster, layout = self.layout.raster, self.layout
-        held, fed, trying, before, tests, passes = state.more
+        uniform, tests = random
+        held, fed, trying, before, passes = state.more
         passes = passes + (held[:, -1] < raster.columns)
         row = torch.arange(raster.rows, device=held.device)
-        above = torch.nn.functional.pad(held[:, :-1], (1, 0), value=raster.columns)
+        above = pad(held[:, :-1], (1, 0), value=raster.columns)
         ready = above >= raster.window
         if not raster.end_of_line:
             ready = torch.where(row == 1, above == raster.columns, ready)
         asking = (held < raster.columns) & ((held > 0) | ready)
-        below = torch.nn.functional.pad(held[:, 1:], (0, 1))
+        below = pad(held[:, 1:], (0, 1))
         last = (held == raster.columns) & ~fed & (row < raster.rows - 1)
         if not raster.end_of_line:  # else it is what the next row begins with
             fed = fed | (last & (below == 0))
@@ -219,12 +275,11 @@ class AdaptiveDecoder(Decoder):
         target = torch.where(asks, slot + 1, NOTHING)[:, : raster.heads]
         slot, source = (torch.where(enters, each, NOTHING) for each in (slot, source))
         logits, written, caches = self.logits(
-            state, layout.slot(slot), layout.place(source), padding
+            state, layout.place(slot), layout.place(source), padding
         )
         probabilities = self.sampler.probabilities(logits)
         place = layout.place(target)
-        own = uniform.gather(1, (place - 1).clamp(max=uniform.shape[1] - 1))
-        drawn = draw(probabilities, own)
+        drawn = draw(probabilities, self.of_picture(uniform, place))
         rows, asks = rows[:, : raster.heads], asks[:, : raster.heads]
         first = asks & (count[:, : raster.heads] == 0)
         whole = above.gather(1, rows) == raster.columns
@@ -235,19 +290,20 @@ class AdaptiveDecoder(Decoder):
             :, 0
         ]
         tried = state.known[: len(held)].gather(1, place.gather(1, which))[:, 0]
-        pair = tests.unflatten(1, (-1, 2)).index_select(1, state.number)[:, 0]
+        tried = tried - self.sampler.first
+        pair = tests.index_select(1, state.number)[:, 0]
         tested = trying & first.any(1)
         stands = accept(tried, before, after, pair[:, 0])
         again = draw(residual(before, after), pair[:, 1])
         result = torch.where(stands, tried, again)
         drawn = torch.where(first & tested[:, None], result[:, None], drawn)
         decided = whole | ~first | (tested & stands)[:, None]
-        known = state.known.scatter(1, self.rows(place), self.rows(drawn))
+        known = state.known.scatter(1, self.rows(place), self.rows(drawn + self.sampler.first))
         held = held.scatter_add(1, rows, (asks & decided).long())
         fed = fed.scatter(1, entered, fed.gather(1, entered) | (enters & ~asked))
         trying = (first & ~decided).any(1)
         before = torch.where(first.any(1)[:, None], after, before)
-        more = (held, fed, trying, before, tests, passes)
+        more = (held, fed, trying, before, passes)
         return State(state.number + 1, known, written, more, caches)
 
     def _start(self, held: Tensor, above: Tensor) -> Tensor:
@@ -261,5 +317,5 @@ class AdaptiveDecoder(Decoder):
             latest = (row - 1) * raster.stride + above - 1
             return torch.where(row == 0, slot, latest)
         done = torch.where(held == raster.columns, row, -1).cummax(1).values
-        done = torch.nn.functional.pad(done[:, :-1], (1, 0), value=-1)
+        done = pad(done[:, :-1], (1, 0), value=-1)
         return torch.where(row == 0, slot, done * raster.stride + raster.columns - 1)

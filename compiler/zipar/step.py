@@ -32,7 +32,7 @@ class _Captured(nn.Module):
     def forward(
         self, tokens: Tensor, positions: Tensor, mask: Tensor, counter: Tensor, *caches: Tensor
     ) -> Tensor:
-        layers = []
+        layers: list[Any] = []
         for keys, values in zip(caches[::2], caches[1::2], strict=True):
             layer = StaticLayer(keys.shape[2])
             layer.keys, layer.values, layer.cumulative_length = keys, values, counter

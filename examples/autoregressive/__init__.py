@@ -1,1 +1,1 @@
-"""A small autoregressive image model of Fashion-MNIST: a VQ tokenizer and a Llama over its tokens."""
+"""A small model of Fashion-MNIST: a VQ tokenizer, and a Llama over its tokens."""
