@@ -134,6 +134,25 @@ def _application() -> Any:
         )
         console.print(f"written: {output / 'omnisparse.md'}, .json")
 
+    @bench.command()
+    def zipar(
+        output: Path = Path("accel_bench"), parts: str = "", pictures: int = 1000, repeats: int = 5
+    ) -> None:
+        """Parallel decoding of pictures: likelihood, distance and speed over the window.
+
+        PARTS: some of quality,speed; both by default. PICTURES are decoded for each row of quality.
+        """
+        from ..examples.autoregressive.bench import run
+
+        run.run(
+            output,
+            parts=parts.split(",") if parts else run.PARTS,
+            pictures=pictures,
+            repeats=repeats,
+            progress=lambda text: console.print(text, markup=False),
+        )
+        console.print(f"written: {output}")
+
     @bench.command(name="export")
     def export_bench(output: Path = Path("accel_bench"), pictures: int = 40) -> None:
         """Agreement, speed and size of ONNX and AOTInductor engines of the reference model."""

@@ -208,9 +208,17 @@ class ZipAR:
         if allowed is not None:
             allowed = torch.zeros(vocabulary, dtype=torch.bool).index_fill(0, allowed, True)
         sampler = Sampler(request.sample, request.warp, request.guidance, allowed, request.first)
-        shared = step, layout, sampler, self.unroll, caches[0].dtype
-        decoder = AdaptiveDecoder(*shared, vocabulary) if self.adaptive else FixedDecoder(*shared)
+        decoder = self.decoder_for(step, layout, sampler, self.unroll, caches[0].dtype, vocabulary)
         return decoder.to(caches[0].device).eval(), result
+
+    def decoder_for(
+        self, step: torch.nn.Module, layout: Layout, sampler: Sampler, unroll: int,
+        dtype: torch.dtype, vocabulary: int,
+    ) -> Decoder:  # fmt: skip
+        """The rule of decoding; another one can be put in its place."""
+        if self.adaptive:
+            return AdaptiveDecoder(step, layout, sampler, unroll, dtype, vocabulary)
+        return FixedDecoder(step, layout, sampler, unroll, dtype)
 
     def _run(self, build: _Build, request: Request, caches: tuple[Tensor, ...]) -> Tensor:
         decoder, prompts = build.decoder, request.prompts

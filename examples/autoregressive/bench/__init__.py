@@ -1,0 +1,1 @@
+"""Measurements of ZipAR on the small picture model: `accel bench zipar`."""

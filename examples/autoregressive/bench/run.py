@@ -1,0 +1,77 @@
+"""All measurements of ZipAR, one after the other, and their tables."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ....compiler.zipar import ZipAR
+from ....kernels.errors import OptionError
+from ..generator import load_generator
+from ..tokenizer import COLUMNS, load_tokenizer
+from .baselines import Jacobi, Released
+from .quality import of_pictures, real
+from .speed import compared
+
+__all__ = ["PARTS", "run"]
+
+PARTS = ("quality", "speed")
+Way = tuple[str, Callable[..., ZipAR], dict[str, Any]]
+WAYS: tuple[Way, ...] = (
+    *((f"window {n}", ZipAR, {"window": n}) for n in (COLUMNS, 8, 6, 5, 4, 3, 2, 1)),
+    *((f"adaptive from {n}", ZipAR, {"window": n, "adaptive": True}) for n in (5, 4, 3, 2, 1)),
+    *((f"released mask, window {n}", Released, {"window": n}) for n in (4, 3)),
+    *((f"Jacobi, {n} drafts", Jacobi, {"window": n}) for n in (8, 16)),
+)
+TIMED: tuple[Way, ...] = (
+    (f"window {COLUMNS}", ZipAR, {"window": COLUMNS}),
+    ("window 3", ZipAR, {"window": 3}),
+    ("window 3, one pass a graph", ZipAR, {"window": 3, "unroll": 1}),
+    ("adaptive from 3", ZipAR, {"window": 3, "adaptive": True}),
+    ("Jacobi, 16 drafts", Jacobi, {"window": 16}),
+)
+TEMPERATURES = (1.0, 0.8)
+
+
+def run(
+    output: Path,
+    parts: Sequence[str] = PARTS,
+    pictures: int = 1000,
+    repeats: int = 5,
+    progress: Callable[[str], None] = print,
+) -> None:
+    """Write a table of each part into `output`."""
+    unknown = sorted(set(parts) - set(PARTS))
+    if unknown:
+        raise OptionError(f"no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    output.mkdir(parents=True, exist_ok=True)
+    model, tokenizer = load_generator(), load_tokenizer()
+    if "quality" in parts:
+        rows = [real(model, tokenizer, pictures)]
+        for temperature in TEMPERATURES:
+            for name, kind, settings in WAYS:
+                rows.append(
+                    of_pictures(model, tokenizer, name, kind, settings, temperature, pictures)
+                )
+                progress(str(rows[-1]))
+                _write(output / "quality.csv", map(asdict, rows))
+    if "speed" in parts:
+        for batch in (1, 16):
+            timed = compared(load_generator, batch, TIMED, repeats, progress)
+            for row in timed:
+                progress(str(row))
+            _write(output / f"speed_batch_{batch}.csv", map(asdict, timed))
+
+
+def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    rounded = [
+        {key: round(each, 4) if isinstance(each, float) else each for key, each in row.items()}
+        for row in rows
+    ]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rounded[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rounded)
