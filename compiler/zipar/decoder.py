@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ...passes.raster import NOTHING, Raster
-from .sampling import accept, draw, residual
+from .sampling import draw
 
-__all__ = ["AdaptiveDecoder", "Decoder", "FixedDecoder", "Layout", "Sampler", "State"]
+__all__ = ["Decoder", "FixedDecoder", "Layout", "Sampler", "State"]
 
 
 @dataclass(frozen=True)
@@ -203,119 +203,3 @@ class FixedDecoder(Decoder):
         drawn = draw(probabilities, self.of_picture(uniform, targets)) + self.sampler.first
         known = state.known.scatter(1, self.rows(targets), self.rows(drawn))
         return State(state.number + 1, known, written, (), caches)
-
-
-class AdaptiveDecoder(Decoder):
-    """With a window that widens, in each sample of the batch, until a row's first token stands.
-
-    ZipAR (arXiv 2412.04062), section on the adaptive window: once the row above holds `window`
-    tokens, a first token is drawn; with each further token of that row it is tested (`accept`),
-    until it stands or that row is complete.
-
-    more: held, int64 [B, rows], tokens that stand in each row; fed, bool [B, rows], whether a
-    row's last token has entered; trying, bool [B], whether a first token is being tested; before,
-    [B, V], the probabilities that it was drawn from; passes, int64 [B], that each sample took.
-    """
-
-    def __init__(
-        self, step: nn.Module, layout: Layout, sampler: Sampler, unroll: int, dtype: torch.dtype,
-        vocabulary: int,
-    ) -> None:  # fmt: skip
-        super().__init__(step, layout, sampler, unroll, dtype)
-        self.vocabulary = vocabulary
-
-    def begin(self, batch: int, device: torch.device) -> tuple[Tensor, ...]:
-        rows = self.layout.raster.rows
-        return (
-            torch.zeros((batch, rows), dtype=torch.long, device=device),
-            torch.zeros((batch, rows), dtype=torch.bool, device=device),
-            torch.zeros(batch, dtype=torch.bool, device=device),
-            torch.zeros((batch, self.vocabulary), device=device),
-            torch.zeros(batch, dtype=torch.long, device=device),
-        )
-
-    def unfinished(self, state: State) -> Tensor:
-        return (state.more[0][:, -1] < self.layout.raster.columns).any()[None]
-
-    @property
-    def most(self) -> int:
-        return self.layout.raster.passes_with(self.layout.raster.columns)
-
-    def draws(self, batch: int) -> tuple[tuple[int, ...], ...]:
-        """And two for each pass: for the test, and for what is drawn where it fails."""
-        return (*super().draws(batch), (batch, self.most + self.unroll, 2))
-
-    def one_pass(self, state: State, padding: Tensor, random: tuple[Tensor, ...]) -> State:
-        raster, layout = self.layout.raster, self.layout
-        uniform, tests = random
-        held, fed, trying, before, passes = state.more
-        passes = passes + (held[:, -1] < raster.columns)
-        row = torch.arange(raster.rows, device=held.device)
-        above = pad(held[:, :-1], (1, 0), value=raster.columns)
-        ready = above >= raster.window
-        if not raster.end_of_line:
-            ready = torch.where(row == 1, above == raster.columns, ready)
-        asking = (held < raster.columns) & ((held > 0) | ready)
-        below = pad(held[:, 1:], (0, 1))
-        last = (held == raster.columns) & ~fed & (row < raster.rows - 1)
-        if not raster.end_of_line:  # else it is what the next row begins with
-            fed = fed | (last & (below == 0))
-            last = last & (below > 0)
-        # Those that predict a token come first, and the rows in order.
-        order = torch.where(
-            asking, row, torch.where(last, raster.rows + row, 2 * raster.rows + row)
-        )
-        rows = order.argsort(1)[:, : raster.width]
-        enters = (asking | last).gather(1, rows)
-        count, asks = held.gather(1, rows), asking.gather(1, rows)
-        entered, asked = rows, asks
-        begin = rows * raster.stride
-        slot = begin + count - 1
-        source = torch.where(count == 0, self._start(held, above).gather(1, rows), slot)
-        target = torch.where(asks, slot + 1, NOTHING)[:, : raster.heads]
-        slot, source = (torch.where(enters, each, NOTHING) for each in (slot, source))
-        logits, written, caches = self.logits(
-            state, layout.place(slot), layout.place(source), padding
-        )
-        probabilities = self.sampler.probabilities(logits)
-        place = layout.place(target)
-        drawn = draw(probabilities, self.of_picture(uniform, place))
-        rows, asks = rows[:, : raster.heads], asks[:, : raster.heads]
-        first = asks & (count[:, : raster.heads] == 0)
-        whole = above.gather(1, rows) == raster.columns
-
-        # A row's first token, of which there is one a sample: which entry it is, and its own.
-        which = first.float().argmax(1, keepdim=True)
-        after = probabilities.gather(1, which[..., None].expand(-1, -1, probabilities.shape[2]))[
-            :, 0
-        ]
-        tried = state.known[: len(held)].gather(1, place.gather(1, which))[:, 0]
-        tried = tried - self.sampler.first
-        pair = tests.index_select(1, state.number)[:, 0]
-        tested = trying & first.any(1)
-        stands = accept(tried, before, after, pair[:, 0])
-        again = draw(residual(before, after), pair[:, 1])
-        result = torch.where(stands, tried, again)
-        drawn = torch.where(first & tested[:, None], result[:, None], drawn)
-        decided = whole | ~first | (tested & stands)[:, None]
-        known = state.known.scatter(1, self.rows(place), self.rows(drawn + self.sampler.first))
-        held = held.scatter_add(1, rows, (asks & decided).long())
-        fed = fed.scatter(1, entered, fed.gather(1, entered) | (enters & ~asked))
-        trying = (first & ~decided).any(1)
-        before = torch.where(first.any(1)[:, None], after, before)
-        more = (held, fed, trying, before, passes)
-        return State(state.number + 1, known, written, more, caches)
-
-    def _start(self, held: Tensor, above: Tensor) -> Tensor:
-        """Whose token enters for the first of each row, [B, rows]."""
-        raster = self.layout.raster
-        row = torch.arange(raster.rows, device=held.device)
-        slot = (row * raster.stride - 1).expand_as(held)
-        if raster.end_of_line:
-            return slot
-        if raster.row_start == "latest":
-            latest = (row - 1) * raster.stride + above - 1
-            return torch.where(row == 0, slot, latest)
-        done = torch.where(held == raster.columns, row, -1).cummax(1).values
-        done = pad(done[:, :-1], (1, 0), value=-1)
-        return torch.where(row == 0, slot, done * raster.stride + raster.columns - 1)

@@ -18,7 +18,8 @@ from ...kernels.errors import OptionError
 from ...passes.base import PassResult
 from ...passes.raster import Raster
 from ..export import Engine, export
-from .decoder import AdaptiveDecoder, Decoder, FixedDecoder, Layout, Sampler, State
+from .adaptive import AdaptiveDecoder
+from .decoder import Decoder, FixedDecoder, Layout, Sampler, State
 from .picture import Picture
 from .request import Request, janus_request, language_request
 from .step import capture_step

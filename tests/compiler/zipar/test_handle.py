@@ -214,8 +214,9 @@ def test_adaptive_window_draws_from_the_right_distribution() -> None:
     assert distances[False] > 80 + 8 * 12.6
 
 
-def test_adaptive_passes_differ_between_samples() -> None:
-    zipar = ZipAR(6, 8, window=2, adaptive=True, end_of_line=LINE, options=EAGER)
+@pytest.mark.parametrize("line", [LINE, None])
+def test_adaptive_passes_differ_between_samples(line: int | None) -> None:
+    zipar = ZipAR(6, 8, window=2, adaptive=True, end_of_line=line, options=EAGER)
     prompts = torch.randint(30, (8, 4), generator=torch.Generator().manual_seed(0))
     pictures(llama(), zipar, prompts, do_sample=True)
     assert zipar.passes is not None
