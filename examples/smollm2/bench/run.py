@@ -42,7 +42,11 @@ CACHES: tuple[dict[str, Any], ...] = (
 FOLLOWING = 256  # tokens that a slim cache is tried on
 STEPS = 12  # of fine-tuning
 VIDEOS, SHORT = 16, 24  # how many; frames of such as it was first trained on
-VIDEO_CACHES: tuple[dict[str, Any], ...] = ({"recall": 0.99}, {"recall": 0.98}, {"recall": 0.95})
+VIDEO_CACHES: tuple[dict[str, Any], ...] = (
+    {"recall": 0.99}, {"recall": 0.98}, {"recall": 0.95},
+    {"recall": 0.99, "window": 16}, {"recall": 0.98, "window": 16},
+    {"recall": 0.995, "window": 16, "heads": 0.9},
+)  # fmt: skip
 CONTEXTS = 2  # with 8 needles each
 SCALED = 12  # the layer that is timed over lengths
 
