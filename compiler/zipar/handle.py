@@ -81,6 +81,8 @@ class ZipAR:
         self.adaptive = adaptive
         self.end_of_line = end_of_line
         self.allowed = None if allowed is None else torch.as_tensor(allowed)
+        if self.allowed is not None and self.allowed.numel() == 0:
+            raise OptionError("allowed is empty; a picture is made of at least one token")
         self.unroll = unroll
         self.options = options
         self.progress = progress
@@ -207,6 +209,11 @@ class ZipAR:
         step, vocabulary, result = capture_step(request.model, caches, raster.width, raster.heads)
         allowed = self.allowed
         if allowed is not None:
+            if not bool(((allowed >= 0) & (allowed < vocabulary)).all()):
+                raise OptionError(
+                    f"allowed has tokens up to {int(allowed.max())} and from {int(allowed.min())}; "
+                    f"the model predicts 0 to {vocabulary - 1}"
+                )
             allowed = torch.zeros(vocabulary, dtype=torch.bool).index_fill(0, allowed, True)
         sampler = Sampler(request.sample, request.warp, request.guidance, allowed, request.first)
         decoder = self.decoder_for(step, layout, sampler, self.unroll, caches[0].dtype, vocabulary)

@@ -281,6 +281,12 @@ class TestRefusals:
         with pytest.raises(OptionError, match="do not fit the 128 positions"):
             pictures(llama(), ZipAR(12, 12, window=2, options=EAGER))
 
+    def test_allowed(self) -> None:
+        with pytest.raises(OptionError, match="allowed is empty"):
+            ZipAR(3, 4, window=2, allowed=[])
+        with pytest.raises(OptionError, match="the model predicts 0 to 39"):
+            pictures(llama(), ZipAR(3, 4, window=2, allowed=[3, 40], options=EAGER))
+
     def test_sliding_windows(self) -> None:
         from transformers import MistralConfig, MistralForCausalLM
 
