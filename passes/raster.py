@@ -66,6 +66,7 @@ class Raster:
     window: int
     end_of_line: bool = False
     row_start: str = "latest"
+    first_row_alone: bool = False
 
     def __post_init__(self) -> None:
         if self.rows < 1 or self.columns < 1:
@@ -81,6 +82,8 @@ class Raster:
             raise OptionError(
                 f"row_start {self.row_start!r} is none of {', '.join(map(repr, ROW_STARTS))}"
             )
+        if not self.end_of_line:
+            object.__setattr__(self, "first_row_alone", True)
 
     @property
     def stride(self) -> int:
@@ -109,13 +112,13 @@ class Raster:
 
     def passes_with(self, lag: int) -> int:
         """Passes if each row begins `lag` passes after the one above."""
-        if self.end_of_line or self.rows == 1:
-            return self.columns + (self.rows - 1) * lag
-        return 2 * self.columns + (self.rows - 2) * lag  # the first row is decoded alone
+        if self.first_row_alone and self.rows > 1:
+            return 2 * self.columns + (self.rows - 2) * lag
+        return self.columns + (self.rows - 1) * lag
 
     def ready(self, row: int, above: int) -> bool:
         """Whether a row may begin, where the one above holds `above` tokens."""
-        if row == 1 and not self.end_of_line:
+        if row == 1 and self.first_row_alone:
             return above == self.columns
         return row == 0 or above >= self.window
 
@@ -158,12 +161,12 @@ class Raster:
         done = max(above for above in range(row) if held[above] == self.columns)
         return self.index(done, self.columns - 1)
 
-    @property
+    @cached_property
     def width(self) -> int:
         """Entries of the widest pass."""
         return max(map(len, self.passes))
 
-    @property
+    @cached_property
     def heads(self) -> int:
         """Tokens that the widest pass predicts."""
         return max(sum(entry.target != NOTHING for entry in each) for each in self.passes)

@@ -33,7 +33,7 @@ from ..sizes import evaluate, text_of
 from .manifest import LIKELY
 from .paths import Path, flatten
 
-__all__ = ["Captured", "Step", "capture"]
+__all__ = ["UNREACHED", "Captured", "Step", "capture", "sources_of"]
 
 UNREACHED = 2**16  # compilations of one class
 
@@ -240,17 +240,11 @@ def _captured(
             if isinstance(size, torch.SymInt) and size.node.expr.is_symbol:
                 symbols.setdefault(str(size), (index, dim))
 
-    owned = [*model.named_parameters(), *model.named_buffers()]
-    named = {id(tensor): name.replace(".", "__") for name, tensor in owned}
+    sources, tensors = sources_of(model, placeholders, seen["inputs"], position)
     arguments: list[int | str | tuple[int, int]] = []
-    tensors: dict[str, Tensor] = {}
-    for node, value in zip(placeholders, seen["inputs"], strict=False):
-        if id(value) in position:
-            arguments.append(position[id(value)])
-        elif isinstance(value, Tensor):
-            name = named.get(id(value), node.name)
-            tensors[name] = value
-            arguments.append(name)
+    for node, value, source in zip(placeholders, seen["inputs"], sources, strict=False):
+        if source is not None:
+            arguments.append(source)
         elif str(value_of(node)) in symbols:
             arguments.append(symbols[str(value_of(node))])
         else:
@@ -291,6 +285,28 @@ def _captured(
         result_constants=constants,
     )
     return captured, dims
+
+
+def sources_of(
+    model: nn.Module, placeholders: Sequence[fx.Node], inputs: Sequence[Any],
+    position: Mapping[int, int],
+) -> tuple[list[int | str | None], dict[str, Tensor]]:  # fmt: skip
+    """Where the inputs of a graph come from, and the model's tensors among them by name.
+
+    position: the caller's tensors, by their id. Of each input the position, or the name of a tensor
+    of the model's; None for what is no tensor.
+    """
+    owned = [*model.named_parameters(), *model.named_buffers()]
+    named = {id(tensor): name.replace(".", "__") for name, tensor in owned}
+    sources: list[int | str | None] = []
+    tensors: dict[str, Tensor] = {}
+    for node, value in zip(placeholders, inputs, strict=False):
+        source: int | str | None = position.get(id(value))
+        if source is None and isinstance(value, Tensor):
+            source = named.get(id(value), node.name)
+            tensors[source] = value
+        sources.append(source)
+    return sources, tensors
 
 
 def _conditions(

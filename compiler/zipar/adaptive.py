@@ -30,7 +30,7 @@ class _Entries(NamedTuple):
     asks: Tensor
     first: Tensor
     whole: Tensor
-    last: Tensor
+    fed: Tensor
 
 
 class AdaptiveDecoder(Decoder):
@@ -79,10 +79,7 @@ class AdaptiveDecoder(Decoder):
         held, fed, trying, before, passes = state.more
         batch = len(held)
         passes = passes + (held[:, -1] < layout.raster.columns)
-        if not layout.raster.end_of_line:
-            # Before the next row has begun, a row's last token is what that begins with.
-            fed = fed | ((held == layout.raster.columns) & (pad(held[:, 1:], (0, 1)) == 0))
-        entries = self._entries(held, fed)
+        entries = self.entries(held, fed)
         logits, written, caches = self.logits(
             state, layout.place(entries.slots), layout.place(entries.sources), padding
         )
@@ -108,22 +105,25 @@ class AdaptiveDecoder(Decoder):
         known = state.known.scatter(1, self.rows(place), self.rows(drawn + first_token))
         more = (
             held.scatter_add(1, rows, keeps.long()),
-            fed.scatter(1, entries.rows, fed.gather(1, entries.rows) | entries.last),
+            entries.fed,
             (first & ~keeps).any(1),
             torch.where(first.any(1)[:, None], after, before),
             passes,
         )
         return State(state.number + 1, known, written, more, caches)
 
-    def _entries(self, held: Tensor, fed: Tensor) -> _Entries:
+    def entries(self, held: Tensor, fed: Tensor) -> _Entries:
         """Of the next pass, for what each row holds; as `Raster.passes` has it for a window that
         stays."""
         raster = self.layout.raster
         row = torch.arange(raster.rows, device=held.device)
         above = pad(held[:, :-1], (1, 0), value=raster.columns)
         ready = above >= raster.window
-        if not raster.end_of_line:
+        if raster.first_row_alone:
             ready = torch.where(row == 1, above == raster.columns, ready)
+        if not raster.end_of_line:
+            # Before the next row has begun, a row's last token is what that begins with.
+            fed = fed | ((held == raster.columns) & (pad(held[:, 1:], (0, 1)) == 0))
         asks = (held < raster.columns) & ((held > 0) | ready)
         last = (held == raster.columns) & ~fed & (row < raster.rows - 1)
         order = torch.where(asks, 0, torch.where(last, 1, 2)) * raster.rows + row
@@ -137,7 +137,8 @@ class AdaptiveDecoder(Decoder):
         )
         slot, source = (torch.where(asks | last, each, NOTHING) for each in (slot, source))
         target = torch.where(asks, slot + 1, NOTHING)
-        return _Entries(rows, slot, source, target, asks, first, whole, last)
+        fed = fed.scatter(1, rows, fed.gather(1, rows) | last)
+        return _Entries(rows, slot, source, target, asks, first, whole, fed)
 
     def _start(self, held: Tensor, above: Tensor) -> Tensor:
         """Whose token enters for the first of each row, [B, rows]."""

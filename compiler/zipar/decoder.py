@@ -122,7 +122,9 @@ class Decoder(nn.Module):
         state = State(number, known, written, more, caches)
         for _ in range(self.unroll):
             state = self.one_pass(state, padding, random)
-        return state
+        # Into the same memory: Inductor then writes a pass's few tokens instead of whole caches.
+        kept = tuple(old.copy_(new) for old, new in zip(caches, state.caches, strict=True))
+        return state._replace(caches=kept)
 
     def one_pass(self, state: State, padding: Tensor, random: tuple[Tensor, ...]) -> State:
         """The state after one more pass."""

@@ -26,6 +26,8 @@ from .step import capture_step
 
 __all__ = ["ZipAR"]
 
+JANUS_TAKES = ("attention_mask", "logits_processor", "generation_config")
+
 
 @dataclass(frozen=True)
 class _Build:
@@ -52,6 +54,8 @@ class ZipAR:
     end_of_line: the token that ends each row, for models that have one (Lumina-mGPT, Emu3); it is
     put in without being asked for. None: there is none (LlamaGen, Janus).
     row_start: without it, what stands in for the end of the row above, see `Raster`.
+    first_row_alone: whether the second row waits for all of the first. Worth its passes for models
+    with ends of lines; without them it is so in any case. See `Raster`.
     allowed: the tokens that a picture is made of; None: all of the vocabulary.
     unroll: passes in one graph. options: of the backend, see `Options`.
     progress: called with the passes done, and how many there are at most.
@@ -70,6 +74,7 @@ class ZipAR:
         adaptive: bool = False,
         end_of_line: int | None = None,
         row_start: str = "latest",
+        first_row_alone: bool = False,
         allowed: Sequence[int] | Tensor | None = None,
         unroll: int = 8,
         options: Mapping[str, Any] | None = None,
@@ -77,7 +82,9 @@ class ZipAR:
     ) -> None:
         if unroll < 1:
             raise OptionError(f"unroll is {unroll}; a call runs at least one pass")
-        self.raster = Raster(rows, columns, window, end_of_line is not None, row_start)
+        self.raster = Raster(
+            rows, columns, window, end_of_line is not None, row_start, first_row_alone
+        )
         self.adaptive = adaptive
         self.end_of_line = end_of_line
         self.allowed = None if allowed is None else torch.as_tensor(allowed)
@@ -135,8 +142,7 @@ class ZipAR:
         of the generation, such as do_sample and guidance_scale. Returns codes, int64
         [B, rows * columns], or that within what `return_dict_in_generate` asks for.
         """
-        if self.end_of_line is not None:
-            raise OptionError("Janus' pictures have no ends of lines; leave end_of_line out")
+        self._refuse_ends_of_lines()
         request, config = janus_request(
             self.raster, model, input_ids, attention_mask, logits_processor, generation_config,
             settings,
@@ -159,7 +165,19 @@ class ZipAR:
         input_ids and attention_mask, int64 [B, P] (with guidance [2 B, P], the second half without
         what is to be followed), and random numbers in [0, 1): uniform, [B, tokens], and for an
         adaptive window tests, [B, passes, 2]; it returns tokens, int64 [B, tokens].
+        Janus' pictures: with generation_mode="image", as its own `generate` has it; the engine
+        returns codes. What is not to be followed is there the prompt with padding in the place of
+        all tokens but that of the beginning and that which begins a picture, all of it valid.
         """
+        if settings.get("generation_mode") == "image":
+            del settings["generation_mode"]
+            self._refuse_ends_of_lines()
+            given = [settings.pop(name, None) for name in JANUS_TAKES]
+            request, _ = janus_request(
+                self.raster, model, input_ids, given[0], given[1] or (), given[2], settings,
+                fill=False,
+            )  # fmt: skip
+            return self._export(request, path)
         engines: list[Engine] = []
 
         def write(
@@ -175,6 +193,10 @@ class ZipAR:
 
         model.generate(input_ids, custom_generate=write, **settings)
         return engines[0]
+
+    def _refuse_ends_of_lines(self) -> None:
+        if self.end_of_line is not None:
+            raise OptionError("Janus' pictures have no ends of lines; leave end_of_line out")
 
     def _export(self, request: Request, path: str | os.PathLike[str]) -> Engine:
         layout = Layout(self.raster, request.prompts.shape[1])

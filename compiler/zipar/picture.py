@@ -31,7 +31,7 @@ class Picture(nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor, uniform: Tensor,
         tests: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """The tokens of pictures, int64 [B, tokens].
+        """The tokens of pictures, int64 [B, tokens]; of Janus the codes.
 
         input_ids, attention_mask: int64 [B, P], the prompts, padded on the left; with guidance
         [2 B, P], the second half without what is to be followed. uniform, tests: random numbers
@@ -62,7 +62,7 @@ class Picture(nn.Module):
 
         result = torch.while_loop(unfinished, one_pass, (zeros, known, entered, *more, *caches))
         tokens: Tensor = result[1][:batch, layout.prompt : -1]
-        return tokens.clone()
+        return tokens - decoder.sampler.first
 
     def _read(
         self, number: Tensor, known: Tensor, entered: Tensor, padding: Tensor,

@@ -132,9 +132,10 @@ def janus_request(
     logits_processor: Sequence[Any],
     generation_config: Any,
     settings: Mapping[str, Any],
+    fill: bool = True,
 ) -> tuple[Request, Any]:
     """Of what Janus' own `generate` takes, which has no place for a decoding method; and the
-    generation's config."""
+    generation's config. fill: see `language_request`."""
     config, others = model._prepare_generation_config(generation_config, **settings)
     _check_generation(raster, config, (), others)
     guidance = 5.0 if config.guidance_scale is None else float(config.guidance_scale)
@@ -159,7 +160,7 @@ def janus_request(
         model, pictures, prompts, valid, bool(config.do_sample), _split(processors)[0],
         guidance if guidance > 1 else None, pictures.first,
     )  # fmt: skip
-    return request.checked(raster), config
+    return request.checked(raster, fill), config
 
 
 def _check_generation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,13 +13,11 @@ from transformers.cache_utils import Cache, StaticLayer
 from ...kernels.errors import OptionError, first_line
 from ...passes import Program, verify
 from ...passes.base import PassResult
-from ...passes.graphs import results_of, value_of
+from ...passes.graphs import add_placeholder, fake_mode, results_of, value_of
 from ...passes.zipar import CacheState, ZipARPass
-from ..export.capture import Step
+from ..export.capture import UNREACHED, Step, sources_of
 
 __all__ = ["capture_step"]
-
-UNREACHED = 2**16  # compilations of one class
 
 
 class _Captured(nn.Module):
@@ -122,22 +121,17 @@ def _as_step(
     position = {id(tensor): index for index, (_, tensor) in enumerate(given)}
     position |= {id(cache): len(given) + index for index, cache in enumerate(caches)}
     placeholders = list(program.module.graph.find_nodes(op="placeholder"))
-    names = {id(tensor): path.replace(".", "__") for path, tensor in
-             [*model.named_parameters(), *model.named_buffers()]}  # fmt: skip
+    sources, tensors = sources_of(model, placeholders, inputs, position)
     arguments: list[int | str | tuple[int, int]] = []
-    tensors: dict[str, Tensor] = {}
-    read: set[int] = set()
-    for node, value in zip(placeholders, inputs, strict=False):
-        if id(value) in position:
-            read.add(position[id(value)])
-            arguments.append(position[id(value)])
-        elif isinstance(value, Tensor):
-            path = names.get(id(value), node.name)
-            tensors[path] = value
-            arguments.append(path)
-        else:
+    for node, value, source in zip(placeholders, inputs, sources, strict=False):
+        if source is None:
             raise OptionError(f"{name} reads the number {value} ({node.name}), which may change")
+        arguments.append(source)
+    read = {source for source in sources if isinstance(source, int)}
     arguments.append(3)  # slots
+    listed = _take_out_lists(program.module, caches[0].device)
+    tensors |= listed
+    arguments += listed
     for index, what in enumerate(("tokens", "position_ids", "attention_mask")):
         if index not in read:
             raise OptionError(
@@ -153,3 +147,37 @@ def _as_step(
     kept = [0, *(order[len(given) + index] for index in range(len(caches)))]
     assert len(results_of(program.module.graph)) == program.outputs + len(caches)
     return Step(program.module, arguments, tensors, kept).eval()
+
+
+def _take_out_lists(module: fx.GraphModule, device: torch.device) -> dict[str, Tensor]:
+    """Lists of numbers that the graph indexes with, and a number written there, become inputs of
+    it, the last ones.
+
+    Chameleon names its tokens of pictures so. Inside a loop torch would make constants of them,
+    which it then can't export.
+    """
+    found: dict[str, Tensor] = {}
+
+    def take_out(values: Tensor) -> fx.Node:
+        with fake_mode(module.graph):
+            example = torch.empty(values.shape, dtype=values.dtype, device=device)
+        node = add_placeholder(module, f"listed_{len(found)}", example)
+        found[node.name] = values.to(device)
+        return node
+
+    for node in list(module.graph.nodes):
+        if node.target not in (operator.getitem, operator.setitem):
+            continue
+        index = node.args[1]
+        parts = list(index) if isinstance(index, tuple) else [index]
+        lists = [place for place, part in enumerate(parts)
+                 if isinstance(part, list) and all(type(each) is int for each in part)]  # fmt: skip
+        for place in lists:
+            parts[place] = take_out(torch.tensor(parts[place]))
+        if lists:
+            node.update_arg(1, tuple(parts) if isinstance(index, tuple) else parts[0])
+        if lists and node.target is operator.setitem and isinstance(node.args[2], (int, float)):
+            dtype = value_of(node.args[0]).dtype
+            node.update_arg(2, take_out(torch.tensor(node.args[2], dtype=dtype)))
+    module.recompile()
+    return found

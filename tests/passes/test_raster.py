@@ -31,12 +31,12 @@ def test_reported_counts() -> None:
 
 @given(
     st.integers(1, 6), st.integers(1, 7), st.integers(1, 7), st.booleans(),
-    st.sampled_from(["latest", "completed"]),
+    st.sampled_from(["latest", "completed"]), st.booleans(),
 )  # fmt: skip
 def test_every_token_once_and_after_what_it_needs(
-    rows: int, columns: int, window: int, lines: bool, start: str
+    rows: int, columns: int, window: int, lines: bool, start: str, alone: bool
 ) -> None:
-    raster = Raster(rows, columns, min(window, columns), lines, start)
+    raster = Raster(rows, columns, min(window, columns), lines, start, alone)
     assert len(raster.passes) == raster.count
     ends = {raster.index(row, columns) for row in range(rows)} if lines else set()
     known = {-1} | ends
@@ -52,7 +52,9 @@ def test_every_token_once_and_after_what_it_needs(
             assert entry.source <= entry.slot
             row, column = divmod(entry.target, raster.stride)
             if entry.target != NOTHING and row and column == 0:
-                above = {raster.index(row - 1, each) for each in range(raster.window)}
+                whole = row == 1 and (alone or not lines)
+                needed = range(columns if whole else raster.window)
+                above = {raster.index(row - 1, each) for each in needed}
                 assert above <= known
         written |= {entry.slot for entry in entries if entry.slot == entry.source}
         targets += asked

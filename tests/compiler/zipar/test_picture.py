@@ -8,7 +8,7 @@ import torch
 from accel import ZipAR, load
 from accel.kernels.errors import EngineError
 
-from ...language_models import llama
+from ...language_models import KINDS, janus, llama
 
 PROMPTS = torch.tensor([[1, 2, 3], [39, 4, 5]])
 VALID = (PROMPTS != 39).long()
@@ -43,6 +43,35 @@ def test_same_tokens_as_compiled(
         if adaptive:
             random.append(torch.rand(2, 12 + zipar.unroll, 2))
         assert torch.equal(engine(rows, valid, *random), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_window_of_all_columns_is_generate(tmp_path: Path, kind: str) -> None:
+    model = KINDS[kind]()
+    expected = model.generate(
+        PROMPTS, attention_mask=VALID, max_new_tokens=12, do_sample=False, pad_token_id=39
+    )[:, 3:]
+    zipar = ZipAR(3, 4, window=4)
+    engine = zipar.export(
+        model, PROMPTS, path=tmp_path / "zipar.onnx", attention_mask=VALID, do_sample=False
+    )
+    assert torch.equal(engine(PROMPTS, VALID, torch.rand(2, 12)), expected)
+
+
+def test_janus(tmp_path: Path) -> None:
+    model = janus()
+    prompts = torch.tensor([[1, 5, 6, 2], [39, 1, 7, 2]])
+    valid = (prompts != 39).long()
+    settings: dict[str, Any] = {
+        "generation_mode": "image", "do_sample": False, "guidance_scale": 3.0, "max_length": 64,
+    }  # fmt: skip
+    expected = model.generate(prompts, attention_mask=valid, **settings)
+    zipar = ZipAR(4, 4, window=4)
+    path = tmp_path / "zipar.onnx"
+    engine = zipar.export(model, prompts, path=path, attention_mask=valid, **settings)
+    without = torch.where((prompts == 1) | (prompts == 2), prompts, 39)
+    rows, seen = torch.cat([prompts, without]), torch.cat([valid, valid])
+    assert torch.equal(engine(rows, seen, torch.rand(2, 16)), expected)
 
 
 def test_another_size_is_refused(tmp_path: Path) -> None:
