@@ -19,7 +19,6 @@ from ..train_generator import nats
 __all__ = ["Quality", "decode", "of_pictures", "real"]
 
 BATCH = 100
-EAGER = {"lowering": "eager"}  # at such a batch compiling is not what takes the time
 
 
 @dataclass(frozen=True)
@@ -57,9 +56,7 @@ def of_pictures(
     settings: dict[str, Any], temperature: float, pictures: int, seed: int = 0,
 ) -> Quality:  # fmt: skip
     """Decode as many pictures, of all classes in turn, and measure them."""
-    zipar = kind(
-        ROWS, COLUMNS, end_of_line=END_OF_LINE, allowed=range(CODES), options=EAGER, **settings
-    )
+    zipar = kind(ROWS, COLUMNS, end_of_line=END_OF_LINE, allowed=range(CODES), unroll=1, **settings)
     torch.manual_seed(seed)
     labels = torch.arange(pictures) % len(data.CLASSES)
     found = [decode(model, zipar, some, temperature) for some in labels.split(BATCH)]
