@@ -11,6 +11,7 @@ from .compiler.export import Engine, export, load
 from .compiler.gate import Gate
 from .compiler.options import OmniSparseOptions, Options, PadeOptions
 from .compiler.report import Report, Stats, explain, report_of, stats, trajectory
+from .compiler.solid import Dynamics, dynamize
 from .compiler.visual_span import visual_span
 from .kernels.errors import AccelError, EngineError, ExportError, OptionError
 from .kernels.omnisparse import observe_selections, omnisparse_attention
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AccelError",
+    "Dynamics",
     "Engine",
     "EngineError",
     "ExportError",
@@ -33,6 +35,7 @@ __all__ = [
     "SlimCache",
     "Stats",
     "ZipAR",
+    "dynamize",
     "explain",
     "export",
     "load",

@@ -1,0 +1,7 @@
+"""SOLID: recommenders whose layers' parameters are generated from a user's behaviour."""
+
+from __future__ import annotations
+
+from .dynamize import DynamicModel, Dynamics, dynamize
+
+__all__ = ["DynamicModel", "Dynamics", "dynamize"]

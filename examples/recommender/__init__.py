@@ -1,0 +1,1 @@
+"""Sequential recommenders on MovieLens-100k, static and dynamic."""
