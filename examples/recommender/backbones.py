@@ -98,26 +98,31 @@ class GRU4Rec(_TwoTowers):
 
 
 class DIN(nn.Module):
-    """What a candidate finds in the history, weighed by a small network, and a network on both."""
+    """What a candidate finds in the history, weighed by a small network, and a network on both.
 
-    def __init__(self, items: int, width: int = 32) -> None:
+    The small network has DIN's inputs, item and candidate and their product, but sums what it makes
+    of each: so it stays affordable for a whole catalogue.
+    """
+
+    def __init__(self, items: int, width: int = 32, hidden: int = 16) -> None:
         super().__init__()
         self.table = nn.Embedding(items, width)
         nn.init.normal_(self.table.weight, std=width**-0.5)
-        self.weigh = nn.Sequential(nn.Linear(4 * width, width), nn.PReLU(), nn.Linear(width, 1))
+        self.of_past, self.of_candidate = nn.Linear(width, hidden), nn.Linear(width, hidden)
+        self.of_product = nn.Parameter(torch.randn(hidden))
+        self.weigh = nn.Sequential(nn.ReLU(), nn.Linear(hidden, 1))
         self.user = nn.Sequential(
-            nn.Linear(2 * width, width), nn.PReLU(), nn.Linear(width, width), nn.PReLU()
+            nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()
         )
         self.score = nn.Linear(width, 1)
 
     def forward(self, history: Tensor, candidates: Tensor) -> Tensor:
         """See the module."""
-        item = self.table(candidates)
-        past = self.table(history)[:, None].expand(-1, item.shape[1], -1, -1)
-        own = item[:, :, None].expand_as(past)
-        weights = self.weigh(torch.cat([past, own, past - own, past * own], -1))
-        weights = weights * (history != 0)[:, None, :, None]
-        found = (weights * past).sum(2)
+        item, past = self.table(candidates), self.table(history)
+        product = (item @ past.transpose(1, 2))[..., None]
+        mixed = self.of_candidate(item)[:, :, None] + self.of_past(past)[:, None]
+        weights = self.weigh(mixed + product * self.of_product)[..., 0]
+        found = (weights * (history != 0)[:, None]) @ past
         result: Tensor = self.score(self.user(torch.cat([found, item], -1)))[..., 0]
         return result
 
