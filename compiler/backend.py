@@ -18,6 +18,7 @@ from .lowering import LEFT_OUT, check_lowering, lower
 from .options import Options, parse_options
 from .pipeline import rewrite
 from .runtime import PadeGraph
+from .tables import TableGraph
 
 __all__ = ["CompiledGraph", "accel_backend", "compiled_graphs"]
 
@@ -104,6 +105,8 @@ def accel_backend(
             if isinstance(value_of(node), torch.SymInt)
         }
         function = PadeGraph(function, symbols, program.outputs, program.state, pade, owner)
+    if program.tables is not None:
+        function = TableGraph(function, program.tables)
     calls = sum(node.op.startswith("call") for node in module.graph.nodes)
     return CompiledGraph(function, calls, results, parsed, owner)
 

@@ -14,7 +14,7 @@ from ..kernels.predictors import resolve
 from .gate import Gate
 from .schedule import PRESETS, Schedule, parse_schedule
 
-__all__ = ["OmniSparseOptions", "Options", "PadeOptions", "parse_options"]
+__all__ = ["CodebookOptions", "OmniSparseOptions", "Options", "PadeOptions", "parse_options"]
 
 LOWERINGS = ("inductor", "eager", "tensorrt")
 Config = TypeVar("Config")
@@ -70,6 +70,17 @@ class PadeOptions:
 
 
 @dataclass(frozen=True)
+class CodebookOptions:
+    """Options of the codebook pass: how many bytes its tables may take together."""
+
+    table_bytes: int = 2**28
+
+    def __post_init__(self) -> None:
+        if self.table_bytes < 1:
+            raise OptionError(f"table_bytes is {self.table_bytes}; it has to be above 0")
+
+
+@dataclass(frozen=True)
 class OmniSparseOptions(Choice):
     """Options of the OmniSparse pass: those of a selection, and the fewest keys that it is for."""
 
@@ -88,6 +99,8 @@ class Options:
     pade: True, False, or the pass's own options. True by default: it applies to inference graphs
         with a block stack and a timestep.
     omnisparse: True, False, or the pass's own options. False by default: attention stays exact.
+    codebook: True, False, or the pass's own options. False by default: its tables take memory and
+        have to be computed again whenever a weight changes.
     outline: compile equal blocks once.
     lowering: what compiles the rewritten graph: "inductor"; "eager" (debugging) runs it as it is;
         "tensorrt" hands its parts to torch_tensorrt and keeps the choice between them in torch.
@@ -96,6 +109,7 @@ class Options:
 
     pade: PadeOptions | Mapping[str, Any] | bool = True
     omnisparse: OmniSparseOptions | Mapping[str, Any] | bool = False
+    codebook: CodebookOptions | Mapping[str, Any] | bool = False
     outline: bool = True
     lowering: str = "inductor"
     verify: bool = False
@@ -112,6 +126,10 @@ class Options:
             raise OptionError(
                 f"omnisparse is {self.omnisparse!r}; it has to be True, False or a dict"
             )
+        if isinstance(self.codebook, Mapping):
+            object.__setattr__(self, "codebook", _build(CodebookOptions, self.codebook, "codebook"))
+        if not isinstance(self.codebook, (CodebookOptions, bool)):
+            raise OptionError(f"codebook is {self.codebook!r}; it has to be True, False or a dict")
         for name in ("outline", "verify"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"{name} is {getattr(self, name)!r}; it has to be True or False")
@@ -131,6 +149,13 @@ class Options:
         if isinstance(self.omnisparse, OmniSparseOptions):
             return self.omnisparse
         return OmniSparseOptions() if self.omnisparse else None
+
+    @property
+    def codebook_options(self) -> CodebookOptions | None:
+        """The codebook pass's options, or None where it is off."""
+        if isinstance(self.codebook, CodebookOptions):
+            return self.codebook
+        return CodebookOptions() if self.codebook else None
 
 
 def _build(kind: type[Config], values: Any, where: str) -> Config:

@@ -11,6 +11,7 @@ from ..kernels.errors import VerificationError
 from ..kernels.predictors import resolve
 from ..passes import (
     PASSES,
+    CodebookPass,
     GraphPass,
     OmniSparsePass,
     OutlinePass,
@@ -31,7 +32,9 @@ log = logging.getLogger("accel")
 def configured_passes(options: Options) -> dict[str, GraphPass | None]:
     """The passes in their order; None for one that is turned off."""
     pade, sparse = options.pade_options, options.omnisparse_options
+    codebook = options.codebook_options
     available: dict[str, GraphPass | None] = {
+        "codebook": CodebookPass(codebook.table_bytes) if codebook else None,
         "omnisparse": OmniSparsePass(sparse, sparse.minimum) if sparse else None,
         "pade": PadePass(resolve(pade.predictor)) if pade else None,
         "outline": OutlinePass() if options.outline else None,

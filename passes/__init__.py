@@ -1,6 +1,7 @@
 """The passes. Each is one file with one job; `PASSES` is the order in which they run."""
 
 from .base import GraphPass, PassResult, Program, Reason, Skip
+from .codebook import CodebookPass, Tables
 from .omnisparse import OmniSparsePass
 from .outline import OutlinePass
 from .pade import PadePass, StackState
@@ -8,6 +9,7 @@ from .verify import verify
 
 __all__ = [
     "PASSES",
+    "CodebookPass",
     "GraphPass",
     "OmniSparsePass",
     "OutlinePass",
@@ -17,9 +19,10 @@ __all__ = [
     "Reason",
     "Skip",
     "StackState",
+    "Tables",
     "verify",
 ]
 
-# Attention comes first, while all of it is in one graph. Outlining comes last: the others read
-# single operations, which it hides in subgraphs.
-PASSES = ("omnisparse", "pade", "outline")
+# Tables come first, as they leave less to do; then attention, while all of it is in one graph.
+# Outlining comes last: the others read single operations, which it hides in subgraphs.
+PASSES = ("codebook", "omnisparse", "pade", "outline")

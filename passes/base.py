@@ -33,6 +33,8 @@ class Reason(enum.Enum):
     DEVICE = "no kernel for the device"
     NO_CACHE = "no key and value cache"
     CACHE_FORM = "a cache of another form"
+    NO_TABLES = "nothing to fold"
+    TOO_LARGE = "a table too large"
     UNSUPPORTED_VALUE = "a value that cannot cross the region's border"
 
 
@@ -63,14 +65,15 @@ class PassResult:
 class Program:
     """A graph on its way through the passes, with the state that was added so far.
 
-    The caller's inputs and its `outputs` results come first, in the caller's order; all that follow
-    belong to `state`.
+    The caller's inputs and its `outputs` results come first, in the caller's order; the inputs that
+    follow are the `tables`; all else that follows belongs to `state`.
     """
 
     module: fx.GraphModule
     outputs: int
     training: bool
     state: Any = None  # pade.StackState
+    tables: Any = None  # codebook.Tables
 
     @staticmethod
     def capture(module: fx.GraphModule) -> Program:

@@ -33,7 +33,7 @@ from ..sizes import evaluate, text_of
 from .manifest import LIKELY
 from .paths import Path, flatten
 
-__all__ = ["UNREACHED", "Captured", "Step", "capture", "sources_of"]
+__all__ = ["UNREACHED", "Captured", "Step", "capture", "signature_of", "sources_of"]
 
 UNREACHED = 2**16  # compilations of one class
 
@@ -106,6 +106,13 @@ class Captured:
     result_constants: tuple[tuple[Path, Any], ...]
 
 
+def signature_of(model: nn.Module) -> inspect.Signature:
+    """What a model is called with. One that hands its arguments on may say so by a `__signature__`
+    of its own, which is Python's protocol for that."""
+    own = getattr(model, "__signature__", None)
+    return own if isinstance(own, inspect.Signature) else inspect.signature(model.forward)
+
+
 def _bind(
     signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -136,7 +143,7 @@ def capture(
     ExportError if it can't be captured as one graph.
     """
     name = type(model).__name__
-    signature = inspect.signature(model.forward)
+    signature = signature_of(model)
     try:
         arguments = _bind(signature, args, kwargs)
     except TypeError as error:
@@ -253,6 +260,13 @@ def _captured(
                 "tensor"
             )
     state = placeholders[len(seen["inputs"]) :]
+    if program.tables is not None:
+        read_by_tables = [seen["inputs"][index] for index in program.tables.inputs]
+        folded = program.tables.module(*read_by_tables)
+        for node, table in zip(state, folded, strict=False):
+            tensors[node.name] = table
+            arguments.append(node.name)
+        state = state[len(folded) :]
     arguments += range(len(used), len(used) + len(state))
     conditions, fixed = _conditions(seen["guards"], symbols)
     # Torch takes a free size for 2 or more.

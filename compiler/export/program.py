@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import inspect
 import json
 import platform
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from ...passes.graphs import results_of, value_of
 from ...passes.pade import StackState
 from ..options import Options
 from ..sizes import Size, size_of
-from .capture import Captured
+from .capture import Captured, signature_of
 from .manifest import (
     FORMAT,
     Constant,
@@ -70,7 +69,7 @@ def manifest_of(
 
     program: of the captured step; None where all sizes are fixed anyway.
     """
-    parameters = inspect.signature(model.forward).parameters.values()
+    parameters = signature_of(model).parameters.values()
     inputs = _inputs(captured, program)
     count = len(captured.paths)
     results = results_of(captured.program.module.graph)

@@ -18,7 +18,10 @@ class History:
 
     def __init__(self, history: Tensor, padding: int) -> None:
         valid = history != padding
-        order = (~valid).long().argsort(dim=1, stable=True)
+        length = history.shape[1]
+        place = torch.arange(length, device=history.device)
+        # A stable sort, as ONNX has none: all keys differ.
+        order = (place + length * ~valid).argsort(dim=1)
         self.ids = history.gather(1, order)
         self.count = valid.sum(1)
 
@@ -52,7 +55,7 @@ class BehaviourEncoder(nn.Module):
 
         The state of an empty history is zero, whatever fills its places.
         """
-        begin = embedded.new_zeros(1, embedded.shape[0], self.width)
+        begin = self.gates[0].new_zeros(1, embedded.shape[0], self.width)
         states, _ = torch.gru(
             embedded, begin, list(self.gates), True, 1, 0.0, self.training, False, True
         )

@@ -63,7 +63,8 @@ class DynamicModel(nn.Module):
         self.model = copy.deepcopy(model)
         self.hypernetwork = hypernetwork
         self.history = history
-        self.position = list(inspect.signature(model.forward).parameters).index(history)
+        self.__signature__ = inspect.signature(model.forward)
+        self.position = list(self.__signature__.parameters).index(history)
         self.layers = tuple(layers)
         generators = []
         for name in layers:

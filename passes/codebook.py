@@ -1,0 +1,366 @@
+"""The codebook pass: what depends on an id alone becomes a table with a row for each id.
+
+A recommender looks an item up and computes on what it finds: projections, the nearest code of a
+codebook and what that is decoded to (SOLID, arXiv 2408.00123), the vector of a candidate. There are
+only so many items, and fewer codes. Before:
+
+    vectors = embedding(ids, table)                   one for each id
+    nearest = argmin(norms - 2 * vectors @ codes)
+    decoded = linear(relu(linear(codes[nearest])))
+    states = gru(decoded)
+
+After, where the tables are functions of the model's weights alone:
+
+    nearest = table_0[ids]                            all items' nearest codes
+    gates = table_1[nearest]                          all codes, decoded and projected
+    states = recurrence(gates)
+
+The tables are computed by a graph of their own (`Tables`), again whenever a weight has changed.
+The pass reads structure, not classes: lookups in the model's tensors, and operations that treat
+each row alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.nn.functional import embedding, linear
+
+from .base import PassResult, Program, Reason, Skip
+from .graphs import (
+    add_placeholder,
+    ancestors,
+    call_name,
+    copy_module,
+    fake_mode,
+    hint,
+    is_model_state,
+    value_of,
+)
+
+__all__ = ["CodebookPass", "Tables", "recurrence"]
+
+# Each element by itself, whatever its neighbours are.
+POINTWISE = {
+    "abs", "add", "clamp", "clone", "contiguous", "detach", "div", "exp", "gelu", "leaky_relu",
+    "log", "mul", "neg", "pow", "relu", "sigmoid", "silu", "softplus", "softsign", "sqrt",
+    "square", "sub", "tanh", "truediv",
+}  # fmt: skip
+REDUCING = {"argmax", "argmin", "mean", "sum"}
+NORMALIZING = {"log_softmax", "softmax"}
+COSTLY = {"argmax", "argmin", "layer_norm", "linear", "matmul"}
+
+
+def recurrence(gates: Tensor, state: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The states [B, L, H] of a GRU whose inputs' gates [B, L, 3 H] have been computed.
+
+    state: [B, H], that before the first step. weight, bias: [3 H, H] and [3 H], of the states.
+    """
+    states = []
+    for step in gates.unbind(1):
+        reset, update, new = step.chunk(3, -1)
+        own_reset, own_update, own_new = linear(state, weight, bias).chunk(3, -1)
+        reset, update = torch.sigmoid(reset + own_reset), torch.sigmoid(update + own_update)
+        new = torch.tanh(new + reset * own_new)
+        state = new + update * (state - new)
+        states.append(state)
+    return torch.stack(states, 1)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What computes the tables.
+
+    module: from tensors of the model to the tables. inputs: which of the program's inputs those
+    tensors are. The tables are inputs of the program after its own, from `first` on.
+    """
+
+    module: fx.GraphModule
+    inputs: tuple[int, ...]
+    first: int
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A value whose rows depend on an id each: value[i, j] on ids[i, j]. count: of ids there can
+    be; found: by `embedding`, which refuses others."""
+
+    ids: fx.Node
+    count: int
+    found: bool
+    costly: bool
+
+
+class CodebookPass:
+    """See the module. most: bytes that all tables together may take."""
+
+    name = "codebook"
+
+    def __init__(self, most: int = 2**28) -> None:
+        self.most = most
+
+    def run(self, program: Program) -> tuple[Program, PassResult]:
+        """Fold all that can be folded within the bytes allowed."""
+        if program.training:
+            return program, PassResult(
+                self.name, skipped=(Skip(Reason.TRAINING, "the tables would change every step"),)
+            )
+        module, _ = copy_module(program.module)
+        module.graph.eliminate_dead_code()
+        opened = _open_recurrences(module.graph)
+        state, rows = _analysed(module.graph)
+        borders = [
+            node
+            for node, found in rows.items()
+            if found.costly
+            and any(rows.get(user, found).ids is not found.ids or user not in rows
+                    for user in node.users)
+        ]  # fmt: skip
+        if not borders:
+            detail = "nothing is computed on what is looked up in the model's tensors"
+            return program, PassResult(self.name, skipped=(Skip(Reason.NO_TABLES, detail),))
+        kept, skipped, total = [], [], 0
+        for node in borders:
+            size = _bytes(node, rows[node])
+            if total + size > self.most:
+                detail = f"a table of {size} bytes is more than is left of {self.most}"
+                skipped.append(Skip(Reason.TOO_LARGE, detail, node.name))
+                continue
+            total += size
+            kept.append(node)
+        if not kept:
+            return program, PassResult(self.name, skipped=tuple(skipped))
+        saved = _operations(kept, rows)
+        tables = _fold(module, kept, state, rows)
+        details = {
+            "tables": len(kept),
+            "table bytes": total,
+            "operations saved a call": saved,
+            "recurrences opened": opened,
+        }
+        matched = tuple(f"{node.name}: {rows[node].count} rows" for node in kept)
+        result = PassResult(self.name, matched, tuple(skipped), details)
+        return dataclasses.replace(program, module=module, tables=tables), result
+
+
+def _open_recurrences(graph: fx.Graph) -> int:
+    """Where a GRU reads rows of a table, give the projection of its inputs a node of its own."""
+    _, rows = _analysed(graph)
+    opened = 0
+    for node in list(graph.nodes):
+        if node.target is not torch.gru or len(node.args) != 9 or node.args[0] not in rows:
+            continue
+        args: Any = node.args
+        input, begin, weights, biases, layers, _, _, both_ways, batch_first = args
+        used = [user.target is operator.getitem and user.args[1] == 0 for user in node.users]
+        if not (biases and layers == 1 and not both_ways and batch_first and all(used)):
+            continue
+        own_input, own_state, bias_input, bias_state = weights
+        with graph.inserting_before(node), fake_mode(graph):
+            gates = _call(graph, linear, input, own_input, bias_input)
+            state = _call(graph, operator.getitem, begin, 0)
+            states = _call(graph, recurrence, gates, state, own_state, bias_state)
+        for user in list(node.users):
+            user.replace_all_uses_with(states)
+            graph.erase_node(user)
+        graph.erase_node(node)
+        opened += 1
+    return opened
+
+
+def _call(graph: fx.Graph, function: Callable[..., Any], *args: Any) -> fx.Node:
+    """A new node, with its value."""
+    node = graph.call_function(function, args)
+    values = [value_of(each) if isinstance(each, fx.Node) else each for each in args]
+    node.meta["example_value"] = function(*values)
+    return node
+
+
+def _analysed(graph: fx.Graph) -> tuple[set[fx.Node], dict[fx.Node, _Rows]]:
+    """What depends on the model's tensors alone, and what is a function of ids, row by row."""
+    state: set[fx.Node] = set()
+    rows: dict[fx.Node, _Rows] = {}
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            if is_model_state(node) and isinstance(value_of(node), Tensor):
+                state.add(node)
+            continue
+        if node.op not in ("call_function", "call_method"):
+            continue
+        inputs = node.all_input_nodes
+        if not isinstance(value_of(node), Tensor):
+            continue
+        pure = call_name(node) in POINTWISE | REDUCING | {"t", "transpose", "matmul", "linear"}
+        if inputs and pure and all(each in state for each in inputs):
+            state.add(node)
+            continue
+        found = _looked_up(node, state) or _carried(node, state, rows)
+        if found is not None:
+            rows[node] = found
+    return state, rows
+
+
+def _looked_up(node: fx.Node, state: set[fx.Node]) -> _Rows | None:
+    """A lookup by ids in one of the model's tensors."""
+    args: Any = node.args
+    if node.target is embedding:
+        given = dict(zip(("input", "weight", "padding_idx", "max_norm"), args, strict=False))
+        given |= node.kwargs
+        if given.get("max_norm") is not None:
+            return None  # it writes to the table
+        ids, table = given["input"], given["weight"]
+        by_embedding = True
+    elif node.target is operator.getitem:
+        table, ids = args
+        by_embedding = False
+    else:
+        return None
+    if table not in state or not isinstance(ids, fx.Node) or ids in state:
+        return None
+    value = value_of(ids)
+    if not isinstance(value, Tensor) or value.dtype not in (torch.int64, torch.int32):
+        return None
+    return _Rows(ids, int(value_of(table).shape[0]), by_embedding, costly=False)
+
+
+def _carried(node: fx.Node, state: set[fx.Node], rows: dict[fx.Node, _Rows]) -> _Rows | None:
+    """What an operation that treats each row alone makes of rows."""
+    sources = [each for each in node.all_input_nodes if each in rows]
+    if not sources or any(each not in state and each not in rows for each in node.all_input_nodes):
+        return None
+    first = rows[sources[0]]
+    if any(rows[each].ids is not first.ids for each in sources):
+        return None
+    outer = value_of(first.ids).dim()
+    if not _treats_rows_alone(node, sources, outer):
+        return None
+    return _Rows(
+        first.ids,
+        min(rows[each].count for each in sources),
+        all(rows[each].found for each in sources),
+        call_name(node) in COSTLY or any(rows[each].costly for each in sources),
+    )
+
+
+def _treats_rows_alone(node: fx.Node, sources: list[fx.Node], outer: int) -> bool:
+    """outer: how many dimensions the ids have; those behind are a row's own."""
+    args: Any = node.args
+    name, kwargs = call_name(node), node.kwargs
+    inner = value_of(sources[0]).dim() - outer
+    if name in POINTWISE:
+        tensors = [value_of(each) for each in node.all_input_nodes if each not in sources]
+        alike = all(value_of(each).dim() == value_of(sources[0]).dim() for each in sources)
+        return alike and all(each.dim() <= inner for each in tensors)
+    if inner < 1 or len(sources) > 1 or args[0] is not sources[0]:
+        return False
+    if name == "linear":
+        return True
+    if name == "matmul":
+        return inner == 1 and value_of(args[1]).dim() == 2
+    if name == "layer_norm":
+        return len(args[1]) <= inner
+    if name in REDUCING or name in NORMALIZING:
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        last = value_of(sources[0]).dim() - 1
+        return dim in (-1, last) and last >= outer and not kwargs.get("keepdim", False)
+    return False
+
+
+def _tail(node: fx.Node, found: _Rows) -> tuple[int, ...]:
+    """The shape of a row."""
+    return tuple(int(size) for size in value_of(node).shape[value_of(found.ids).dim() :])
+
+
+def _bytes(node: fx.Node, found: _Rows) -> int:
+    return found.count * math.prod(_tail(node, found)) * int(value_of(node).element_size())
+
+
+def _operations(kept: list[fx.Node], rows: dict[fx.Node, _Rows]) -> int:
+    """Multiplications and additions of the projections that a call is spared, at the example's
+    sizes."""
+    total, seen, todo = 0, set(), list(kept)
+    while todo:
+        node = todo.pop()
+        if node in seen or node not in rows:
+            continue
+        seen.add(node)
+        todo.extend(node.all_input_nodes)
+        if call_name(node) in ("linear", "matmul"):
+            args: Any = node.args
+            size = math.prod(hint(each) for each in value_of(node).shape)
+            total += 2 * size * int(value_of(args[0]).shape[-1])
+    return total
+
+
+def _fold(
+    module: fx.GraphModule, kept: list[fx.Node], state: set[fx.Node], rows: dict[fx.Node, _Rows]
+) -> Tables:
+    """Put lookups in new inputs in the place of nodes; what computes these inputs."""
+    graph = module.graph
+    own = graph.find_nodes(op="placeholder")
+    made = fx.Graph()
+    read = ancestors(kept)
+    sources = [node for node in own if node in state and node in read]
+    emit = _emitter(made, {node: made.placeholder(node.name) for node in sources}, rows)
+    made.output(tuple(emit(node, rows[node].count) for node in kept))
+    for number, node in enumerate(kept):
+        found = rows[node]
+        with fake_mode(graph):
+            shape = (found.count, *_tail(node, found))
+            value = value_of(node)
+            example = torch.empty(shape, dtype=value.dtype, device=value.device)
+        table = add_placeholder(module, f"table_{number}", example)
+        table.meta["accel_model_state"] = True
+        with graph.inserting_before(node):
+            # The same lookup as before, so that the same ids are refused.
+            if found.found and example.dim() == 2:
+                looked_up = graph.call_function(embedding, (found.ids, table))
+            else:
+                looked_up = graph.call_function(operator.getitem, (table, found.ids))
+        looked_up.meta["example_value"] = value
+        node.replace_all_uses_with(looked_up)
+        for other, each in rows.items():
+            if each.ids is node:  # a lookup by what is now looked up itself
+                rows[other] = dataclasses.replace(each, ids=looked_up)
+    graph.eliminate_dead_code()
+    module.recompile()
+    inputs = tuple(own.index(node) for node in sources)
+    return Tables(fx.GraphModule(module, made), inputs, len(own))
+
+
+def _emitter(
+    made: fx.Graph, given: dict[fx.Node, fx.Node], rows: dict[fx.Node, _Rows]
+) -> Callable[[fx.Node, int], fx.Node]:
+    """What copies nodes into the graph of the tables, with ids 0 to `count` for those asked for.
+
+    given: the copies of placeholders.
+    """
+    copies: dict[tuple[fx.Node, int], fx.Node] = {}
+
+    def emit(node: fx.Node, count: int) -> fx.Node:
+        if node in given:
+            return given[node]
+        key = node, count
+        args: Any = node.args
+        if key not in copies and node in rows and _is_lookup(node):
+            own = args[0] if node.target is operator.getitem else (*args, *node.kwargs.values())[1]
+            table = emit(own, count)
+            copies[key] = made.call_function(operator.getitem, (table, slice(None, count)))
+        elif key not in copies:
+            for each in node.all_input_nodes:
+                emit(each, count)
+            copies[key] = made.node_copy(node, lambda old: emit(old, count))
+        return copies[key]
+
+    return emit
+
+
+def _is_lookup(node: fx.Node) -> bool:
+    return node.target is embedding or node.target is operator.getitem

@@ -1,0 +1,183 @@
+"""Tables in the place of what depends on an id alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from accel import Dynamics, Engine, dynamize, export, report_of
+from accel.compiler.backend import compiled_graphs
+from accel.compiler.options import CodebookOptions
+from accel.compiler.tables import TableGraph
+from accel.examples.recommender.backbones import BACKBONES, DYNAMIC
+from accel.kernels.errors import OptionError
+from accel.passes.codebook import recurrence
+from torch import Tensor, nn
+from torch.nn.functional import embedding, layer_norm, softmax
+
+from ..compiler.solid.test_dynamize import CANDIDATES, HISTORY, ITEMS, dynamic, taught
+
+FOLDED: dict[str, Any] = {"codebook": True, "lowering": "eager", "verify": True}
+IDS = torch.tensor([[0, 4, 2], [1, 1, 3]])
+
+
+def compiled(model: nn.Module, **options: Any) -> Any:
+    return torch.compile(model, backend="accel", fullgraph=True, options=FOLDED | options)
+
+
+def table_graph(model: nn.Module) -> TableGraph:
+    (graph,) = compiled_graphs(frozenset(map(id, model.parameters())))
+    assert isinstance(graph.call, TableGraph)
+    return graph.call
+
+
+def folded(run: Any) -> tuple[str, ...]:
+    matched: tuple[str, ...] = report_of(run).passes["codebook"].matched
+    return matched
+
+
+class Rows(nn.Module):
+    """Any function of what is looked up."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(5, 4))
+        self.weight, self.bias = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(4))
+        self.codes = nn.Parameter(torch.randn(3, 4))
+        self.function = function
+
+    def forward(self, ids: Tensor) -> Any:
+        return self.function(self, embedding(ids, self.table), ids)
+
+
+FOLDS: dict[str, Any] = {
+    "linear": lambda m, x, ids: nn.functional.linear(x, m.weight, m.bias).tanh(),
+    "matmul": lambda m, x, ids: 2 * (x @ m.weight.t()) - m.bias,
+    "nearest": lambda m, x, ids: ((m.codes**2).sum(1) - 2 * (x @ m.codes.t())).argmin(-1),
+    "norm": lambda m, x, ids: layer_norm(x, (4,), m.bias, m.bias),
+    "softmax": lambda m, x, ids: softmax(x @ m.weight, -1),
+    "code": lambda m, x, ids: m.codes[(x @ m.codes.t()).argmin(-1)] @ m.weight,
+    "twice": lambda m, x, ids: (x @ m.weight) * m.bias + x.sum(-1).sum(),
+    "by index": lambda m, x, ids: m.table[ids] @ m.weight,
+    "a row is used alone": lambda m, x, ids: (x @ m.weight).mean(1),
+}
+STAYS: dict[str, Any] = {
+    "nothing is computed": lambda m, x, ids: x + 1,
+    "rows meet": lambda m, x, ids: x.transpose(0, 1).softmax(0),
+    "ids are read": lambda m, x, ids: (x + ids[..., None]) @ m.weight,
+    "random": lambda m, x, ids: nn.functional.dropout(x, 0.5) @ m.weight,
+    "another's rows": lambda m, x, ids: (x + m.table[ids.flip(0)]) @ m.weight,
+    "a mask": lambda m, x, ids: (x * (ids != 0)[..., None]) @ m.weight,
+}
+
+
+@pytest.mark.parametrize("name", FOLDS)
+@torch.no_grad()
+def test_folds(name: str) -> None:
+    model = Rows(FOLDS[name])
+    run = compiled(model)
+    torch.testing.assert_close(run(IDS), model(IDS))
+    assert folded(run)
+    # It is the tables that are read.
+    graph = table_graph(model)
+    (kept,) = graph.computed.values()
+    for table in kept.tables:
+        table.zero_()
+    assert not torch.equal(run(IDS), model(IDS))
+    # Until a weight changes.
+    for parameter in model.parameters():
+        parameter.add_(torch.randn_like(parameter))
+    torch.testing.assert_close(run(IDS), model(IDS))
+    torch.testing.assert_close(run(IDS[:1]), model(IDS[:1]))
+    assert graph.times == 2
+
+
+@pytest.mark.parametrize("name", STAYS)
+@torch.no_grad()
+def test_leaves_alone(name: str) -> None:
+    model = Rows(STAYS[name])
+    run = compiled(model)
+    torch.manual_seed(0)
+    found = run(IDS)
+    torch.manual_seed(0)
+    torch.testing.assert_close(found, model(IDS))
+    assert folded(run) == ()
+    assert report_of(run).passes["codebook"].skipped
+
+
+@torch.no_grad()
+def test_ids_out_of_range_are_refused_as_before() -> None:
+    run = compiled(Rows(FOLDS["linear"]))
+    run(IDS)
+    with pytest.raises(IndexError):
+        run(IDS + 3)
+
+
+@torch.no_grad()
+def test_two_models_have_tables_of_their_own() -> None:
+    """Dynamo may run both by one graph."""
+    first, second = Rows(FOLDS["linear"]), Rows(FOLDS["linear"])
+    for model in (first, second, first):
+        torch.testing.assert_close(compiled(model)(IDS), model(IDS))
+
+
+def test_training_is_left_alone() -> None:
+    run = compiled(Rows(FOLDS["linear"]))
+    run(IDS).sum().backward()
+    assert "training" in str(report_of(run).passes["codebook"].skipped[0])
+
+
+@torch.no_grad()
+def test_tables_that_are_too_large() -> None:
+    run = compiled(Rows(FOLDS["code"]), codebook={"table_bytes": 40})
+    run(IDS)
+    # The nearest codes are 5 numbers of 8 bytes; the decoded codes 3 rows of 4 numbers.
+    assert len(folded(run)) == 1
+    assert "48 bytes" in str(report_of(run).passes["codebook"].skipped[0])
+    with pytest.raises(OptionError, match="table_bytes"):
+        CodebookOptions(table_bytes=0)
+
+
+def test_recurrence_is_a_gru() -> None:
+    gru = nn.GRU(4, 6, batch_first=True)
+    inputs, begin = torch.randn(3, 5, 4), torch.randn(1, 3, 6)
+    gates = nn.functional.linear(inputs, gru.weight_ih_l0, gru.bias_ih_l0)
+    states = recurrence(gates, begin[0], gru.weight_hh_l0, gru.bias_hh_l0)
+    torch.testing.assert_close(states, gru(inputs, begin)[0])
+
+
+@pytest.mark.parametrize("rank", [None, 4])
+@pytest.mark.parametrize("name", BACKBONES)
+@torch.no_grad()
+def test_recommenders(name: str, rank: int | None) -> None:
+    _, made = dynamic(name, dynamics=Dynamics(width=8, rank=rank))
+    taught(made)
+    run = compiled(made)
+    for rows in (3, 2):
+        history, candidates = HISTORY[:rows], CANDIDATES[:rows]
+        torch.testing.assert_close(run(history, candidates), made(history, candidates))
+    details = report_of(run).passes["codebook"].details[0]
+    assert details["recurrences opened"] == (3 if name == "GRU4Rec" else 2)
+    assert any(f": {ITEMS + 1} rows" in each for each in folded(run))  # the items' codes
+    assert any(each.endswith(": 5 rows") for each in folded(run))  # what codes are decoded to
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+@torch.no_grad()
+def test_exported(tmp_path: Any, suffix: str) -> None:
+    _, made = dynamic("SASRec")
+    taught(made)
+    path = tmp_path / f"recommender{suffix}"
+    engine: Engine = export(made, (HISTORY, CANDIDATES), path=path, options={"codebook": True})
+    expected = made(HISTORY, CANDIDATES)
+    torch.testing.assert_close(engine(HISTORY, CANDIDATES), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_static_model_is_folded_too() -> None:
+    model = BACKBONES["SASRec"](ITEMS).eval()
+    dynamize(model, DYNAMIC, history="history", items=ITEMS)
+    with torch.no_grad():
+        run = compiled(model)
+        torch.testing.assert_close(run(HISTORY, CANDIDATES), model(HISTORY, CANDIDATES))
+    assert any(f": {ITEMS} rows" in each for each in folded(run))  # the candidates' vectors
