@@ -11,7 +11,7 @@ from .compiler.export import Engine, export, load
 from .compiler.gate import Gate
 from .compiler.options import OmniSparseOptions, Options, PadeOptions
 from .compiler.report import Report, Stats, explain, report_of, stats, trajectory
-from .compiler.solid import Dynamics, dynamize
+from .compiler.solid import Dynamics, Recommender, dynamize
 from .compiler.visual_span import visual_span
 from .kernels.errors import AccelError, EngineError, ExportError, OptionError
 from .kernels.omnisparse import observe_selections, omnisparse_attention
@@ -31,6 +31,7 @@ __all__ = [
     "OptionError",
     "Options",
     "PadeOptions",
+    "Recommender",
     "Report",
     "SlimCache",
     "Stats",

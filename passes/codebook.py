@@ -139,11 +139,15 @@ class CodebookPass:
             return program, PassResult(self.name, skipped=tuple(skipped))
         saved = _operations(kept, rows)
         tables = _fold(module, kept, state, rows)
+        products = _multiply_at_once(module.graph)
+        module.graph.eliminate_dead_code()
+        module.recompile()
         details = {
             "tables": len(kept),
             "table bytes": total,
             "operations saved a call": saved,
             "recurrences opened": opened,
+            "products with a whole table": products,
         }
         matched = tuple(f"{node.name}: {rows[node].count} rows" for node in kept)
         result = PassResult(self.name, matched, tuple(skipped), details)
@@ -319,20 +323,50 @@ def _fold(
         table = add_placeholder(module, f"table_{number}", example)
         table.meta["accel_model_state"] = True
         with graph.inserting_before(node):
-            # The same lookup as before, so that the same ids are refused.
-            if found.found and example.dim() == 2:
-                looked_up = graph.call_function(embedding, (found.ids, table))
-            else:
-                looked_up = graph.call_function(operator.getitem, (table, found.ids))
+            looked_up = _lookup(graph, table, found, example.dim() - 1)
         looked_up.meta["example_value"] = value
         node.replace_all_uses_with(looked_up)
         for other, each in rows.items():
             if each.ids is node:  # a lookup by what is now looked up itself
                 rows[other] = dataclasses.replace(each, ids=looked_up)
-    graph.eliminate_dead_code()
-    module.recompile()
     inputs = tuple(own.index(node) for node in sources)
     return Tables(fx.GraphModule(module, made), inputs, len(own))
+
+
+def _lookup(graph: fx.Graph, table: fx.Node, found: _Rows, inner: int) -> fx.Node:
+    """The rows of a table [ids, ...] with `inner` dimensions of their own."""
+    args: Any = found.ids.args
+    if call_name(found.ids) == "expand" and _is_range(args[0], found.count):
+        # All rows in their order, for everyone: no lookup at all.
+        return graph.call_method("expand", (table, *args[1:], *[-1] * inner))
+    if found.found and inner == 1:  # so that the same ids are refused as before
+        return graph.call_function(embedding, (found.ids, table))
+    return graph.call_function(operator.getitem, (table, found.ids))
+
+
+def _is_range(node: fx.Node, count: int) -> bool:
+    return node.target is torch.arange and node.args == (count,)
+
+
+def _multiply_at_once(graph: fx.Graph) -> int:
+    """Where everyone's vector is multiplied by the same whole table, one product of matrices."""
+    done = 0
+    for node in list(graph.nodes):
+        if call_name(node) != "matmul":
+            continue
+        table, vector = node.args
+        if not (call_name(table) == "expand" and call_name(vector) == "getitem"):
+            continue
+        (rows, *_), (own, index) = table.args, vector.args
+        if index != (Ellipsis, None) or value_of(rows).dim() != 2 or value_of(own).dim() != 2:
+            continue
+        with graph.inserting_before(node), fake_mode(graph):
+            product = _call(graph, linear, own, rows)
+            column = _call(graph, operator.getitem, product, (Ellipsis, None))
+        node.replace_all_uses_with(column)
+        graph.erase_node(node)
+        done += 1
+    return done
 
 
 def _emitter(

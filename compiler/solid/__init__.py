@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from .dynamize import DynamicModel, Dynamics, dynamize
+from .serving import Recommender
 
-__all__ = ["DynamicModel", "Dynamics", "dynamize"]
+__all__ = ["DynamicModel", "Dynamics", "Recommender", "dynamize"]
