@@ -25,7 +25,7 @@ def explained(**options: object) -> accel.Report:
 
 def test_every_pass_has_an_entry() -> None:
     report = explained()
-    assert list(report.passes) == ["omnisparse", "pade", "outline"]
+    assert list(report.passes) == ["codebook", "omnisparse", "pade", "outline"]
     assert report.fullgraph
     assert report.passes["pade"].matched == ("transformer_blocks (4)",)
     assert report.passes["pade"].details[0]["state_bytes"] == 3 * 2 * 16 * 32 * 4
