@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn.functional import embedding, linear
 
+from ..kernels.recurrence import op as recurrence
 from .base import PassResult, Program, Reason, Skip
 from .graphs import (
     add_placeholder,
@@ -45,7 +46,7 @@ from .graphs import (
     value_of,
 )
 
-__all__ = ["CodebookPass", "Tables", "recurrence"]
+__all__ = ["CodebookPass", "Tables"]
 
 # Each element by itself, whatever its neighbours are.
 POINTWISE = {
@@ -56,22 +57,6 @@ POINTWISE = {
 REDUCING = {"argmax", "argmin", "mean", "sum"}
 NORMALIZING = {"log_softmax", "softmax"}
 COSTLY = {"argmax", "argmin", "layer_norm", "linear", "matmul"}
-
-
-def recurrence(gates: Tensor, state: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The states [B, L, H] of a GRU whose inputs' gates [B, L, 3 H] have been computed.
-
-    state: [B, H], that before the first step. weight, bias: [3 H, H] and [3 H], of the states.
-    """
-    states = []
-    for step in gates.unbind(1):
-        reset, update, new = step.chunk(3, -1)
-        own_reset, own_update, own_new = linear(state, weight, bias).chunk(3, -1)
-        reset, update = torch.sigmoid(reset + own_reset), torch.sigmoid(update + own_update)
-        new = torch.tanh(new + reset * own_new)
-        state = new + update * (state - new)
-        states.append(state)
-    return torch.stack(states, 1)
 
 
 @dataclass(frozen=True)
@@ -170,7 +155,7 @@ def _open_recurrences(graph: fx.Graph) -> int:
         with graph.inserting_before(node), fake_mode(graph):
             gates = _call(graph, linear, input, own_input, bias_input)
             state = _call(graph, operator.getitem, begin, 0)
-            states = _call(graph, recurrence, gates, state, own_state, bias_state)
+            states = _call(graph, recurrence.OPERATOR, gates, state, own_state, bias_state)
         for user in list(node.users):
             user.replace_all_uses_with(states)
             graph.erase_node(user)

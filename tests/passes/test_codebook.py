@@ -12,7 +12,6 @@ from accel.compiler.options import CodebookOptions
 from accel.compiler.tables import TableGraph
 from accel.examples.recommender.backbones import BACKBONES, DYNAMIC
 from accel.kernels.errors import OptionError
-from accel.passes.codebook import recurrence
 from torch import Tensor, nn
 from torch.nn.functional import embedding, layer_norm, softmax
 
@@ -137,14 +136,6 @@ def test_tables_that_are_too_large() -> None:
     assert "48 bytes" in str(report_of(run).passes["codebook"].skipped[0])
     with pytest.raises(OptionError, match="table_bytes"):
         CodebookOptions(table_bytes=0)
-
-
-def test_recurrence_is_a_gru() -> None:
-    gru = nn.GRU(4, 6, batch_first=True)
-    inputs, begin = torch.randn(3, 5, 4), torch.randn(1, 3, 6)
-    gates = nn.functional.linear(inputs, gru.weight_ih_l0, gru.bias_ih_l0)
-    states = recurrence(gates, begin[0], gru.weight_hh_l0, gru.bias_hh_l0)
-    torch.testing.assert_close(states, gru(inputs, begin)[0])
 
 
 @pytest.mark.parametrize("rank", [None, 4])
