@@ -15,9 +15,17 @@ Path = tuple[str | int, ...]
 
 def flatten(value: Any) -> list[tuple[Path, Any]]:
     """Every leaf of nested dicts and sequences, with where it is."""
-    # Output classes of diffusers and transformers are dicts that pytree has no names for.
-    plain = dict(value) if isinstance(value, Mapping) else value
-    return [(tuple(map(_key, path)), leaf) for path, leaf in tree_flatten_with_path(plain)[0]]
+    leaves = tree_flatten_with_path(_plain(value))[0]
+    return [(tuple(map(_key, path)), leaf) for path, leaf in leaves]
+
+
+def _plain(value: Any) -> Any:
+    """Results of diffusers, transformers and engines are dicts that pytree has no names for."""
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_plain, value))
+    return value
 
 
 def _key(key: Any) -> str | int:

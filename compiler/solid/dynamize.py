@@ -18,7 +18,7 @@ from .codebook import Codebook
 from .generators import Generator, dynamic_layer
 from .hypernetwork import Encoded, Hypernetwork
 
-__all__ = ["DynamicModel", "Dynamics", "dynamize"]
+__all__ = ["DynamicModel", "Dynamics", "UserWeights", "WithWeights", "dynamize"]
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,52 @@ class DynamicModel(nn.Module):
         if self.history not in kwargs and len(args) <= self.position:
             raise OptionError(f"the call lacks {self.history!r}, the user's history")
         history = kwargs[self.history] if self.history in kwargs else args[self.position]
+        weights, code_loss = self.weights_of(history)
+        return functional_call(self.model, weights, args, kwargs), code_loss
+
+    def weights_of(self, history: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The weights of the layers by their names, [B, ...] each; and the codebook's loss."""
         encoded: Encoded = self.hypernetwork(history)
         weights: dict[str, Tensor] = {}
         for name, generator in zip(self.layers, self.generators, strict=True):
             for part, value in generator(encoded.trunk, encoded.remainder).items():
                 weights[f"{name}.{part}"] = value
-        return functional_call(self.model, weights, args, kwargs), encoded.code_loss
+        return weights, encoded.code_loss
+
+    def split(self) -> tuple[UserWeights, WithWeights]:
+        """What generates weights, and the model that is given them; they share all parameters.
+
+        For servers: a user's weights can be kept until the history changes, wherever the server
+        keeps such things, and handed in. Each can be compiled and exported.
+        """
+        return UserWeights(self), WithWeights(self)
+
+
+class UserWeights(nn.Module):
+    """From histories, int64 [B, L], to the weights of a dynamic model's layers, [B, ...] each."""
+
+    def __init__(self, dynamic: DynamicModel) -> None:
+        super().__init__()
+        self.dynamic = dynamic
+
+    def forward(self, history: Tensor) -> dict[str, Tensor]:
+        """See the class."""
+        return self.dynamic.weights_of(history)[0]
+
+
+class WithWeights(nn.Module):
+    """A dynamic model that is handed its weights before all else that it is called with."""
+
+    def __init__(self, dynamic: DynamicModel) -> None:
+        super().__init__()
+        self.model = dynamic.model
+        own = inspect.Parameter("weights", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        others = dynamic.__signature__.parameters.values()
+        self.__signature__ = inspect.Signature([own, *others])
+
+    def forward(self, weights: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        """weights: as `UserWeights` gives them, of users in the order of the histories."""
+        return functional_call(self.model, weights, args, kwargs)
 
 
 def dynamize(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accel import Dynamics, dynamize
+from accel import Dynamics, dynamize, export
 from accel.compiler.solid.behaviour import BehaviourEncoder, History
 from accel.compiler.solid.codebook import Codebook
 from accel.examples.recommender.backbones import BACKBONES, DYNAMIC
@@ -178,6 +179,26 @@ def test_one_graph(form: str) -> None:
             torch.testing.assert_close(
                 compiled(history, candidates), made(history, candidates), rtol=1e-5, atol=1e-5
             )
+
+
+@pytest.mark.parametrize("rank", [None, 4])
+@torch.no_grad()
+def test_weights_can_be_kept(tmp_path: Path, rank: int | None) -> None:
+    """Those of each user are made alone, kept, and handed in together; also by engines."""
+    _, made = dynamic("DIN", dynamics=Dynamics(width=8, rank=rank))
+    generate, score = taught(made).split()
+    expected = made(HISTORY, CANDIDATES)
+    kept = [generate(row[None]) for row in HISTORY]
+    together = {name: torch.cat([each[name] for each in kept]) for name in kept[0]}
+    torch.testing.assert_close(score(together, HISTORY, CANDIDATES), expected)
+    options = {"codebook": True}
+    first = export(generate, (HISTORY,), path=tmp_path / "weights.onnx", options=options)
+    second = export(
+        score, (together, HISTORY, CANDIDATES), path=tmp_path / "scores.onnx", options=options
+    )
+    torch.testing.assert_close(
+        second(first(HISTORY), HISTORY, CANDIDATES), expected, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_the_model_itself_stays() -> None:
