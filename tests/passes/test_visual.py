@@ -57,7 +57,8 @@ def test_only_the_video_may_be_lazy(name: str, monkeypatch: pytest.MonkeyPatch) 
     for active in found:  # the first segments are exact: nobody is active there
         assert active[..., tokens - AFTER :].all()
         assert not active[..., BEFORE : tokens - AFTER - 1].any()
-    (detail,) = accel.report_of(fast).passes["omnisparse"].details
+    # The graph of `everything` may still be there, before it.
+    *_, detail = accel.report_of(fast).passes["omnisparse"].details
     assert detail["may be lazy"].startswith("those in ")
 
 
