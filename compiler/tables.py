@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..kernels.errors import VerificationError
 from ..passes.codebook import Tables
 
 __all__ = ["TableGraph"]
@@ -28,7 +29,8 @@ class TableGraph:
     Tables are kept for each model that runs through the graph, for as long as it lives. A change of
     a weight in place, by an optimizer or `load_state_dict`, is noticed by the version that torch
     counts; one through `.data` is not, as torch does not count it. Tensors made in inference mode
-    have no versions: their tables are computed at every call.
+    have no versions: their tables are computed at every call. What is computed for all ids at once
+    on the way to a table takes memory, too, for a moment.
     """
 
     def __init__(self, function: Callable[..., Any], tables: Tables) -> None:
@@ -53,7 +55,13 @@ class TableGraph:
         ):
             return kept.tables
         with torch.no_grad():
-            tables = tuple(self.tables.module(*sources))
+            tables = tuple(each.contiguous() for each in self.tables.module(*sources))
+        found = tuple((tuple(each.shape), each.dtype) for each in tables)
+        if found != self.tables.like:
+            raise VerificationError(
+                f"tables of {self.tables.like} became {found}. This is a bug in accel; turning the "
+                "pass off (options={'codebook': False}) avoids it"
+            )
         self.times += 1
         living = {
             other: each

@@ -35,6 +35,7 @@ from torch.nn.functional import embedding, linear
 
 from ..kernels.recurrence import op as recurrence
 from .base import PassResult, Program, Reason, Skip
+from .effects import mutated
 from .graphs import (
     add_placeholder,
     ancestors,
@@ -64,12 +65,13 @@ class Tables:
     """What computes the tables.
 
     module: from tensors of the model to the tables. inputs: which of the program's inputs those
-    tensors are. The tables are inputs of the program after its own, from `first` on.
+    tensors are. like: the tables' shapes and types. The tables are the program's inputs after its
+    own.
     """
 
     module: fx.GraphModule
     inputs: tuple[int, ...]
-    first: int
+    like: tuple[tuple[tuple[int, ...], torch.dtype], ...]
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,9 @@ class CodebookPass:
             return program, PassResult(
                 self.name, skipped=(Skip(Reason.TRAINING, "the tables would change every step"),)
             )
+        effect = _effect(program.module.graph)
+        if effect:
+            return program, PassResult(self.name, skipped=(Skip(Reason.IMPURE, effect),))
         module, _ = copy_module(program.module)
         module.graph.eliminate_dead_code()
         opened = _open_recurrences(module.graph)
@@ -123,8 +128,7 @@ class CodebookPass:
         if not kept:
             return program, PassResult(self.name, skipped=tuple(skipped))
         saved = _operations(kept, rows)
-        tables = _fold(module, kept, state, rows)
-        products = _multiply_at_once(module.graph)
+        tables, products = _fold(module, kept, state, rows)
         module.graph.eliminate_dead_code()
         module.recompile()
         details = {
@@ -139,6 +143,18 @@ class CodebookPass:
         return dataclasses.replace(program, module=module, tables=tables), result
 
 
+def _effect(graph: fx.Graph) -> str:
+    """What in a graph makes tables unsafe: they are computed elsewhere and at another time."""
+    if torch._C._is_any_autocast_enabled():
+        return "autocast is on: the tables would be computed in other types"
+    for node in graph.nodes:
+        if mutated(node) is not None:
+            return f"{node.name} changes a tensor in place"
+        if "autocast" in call_name(node):
+            return "autocast is turned on inside: the tables would be computed in other types"
+    return ""
+
+
 def _open_recurrences(graph: fx.Graph) -> int:
     """Where a GRU reads rows of a table, give the projection of its inputs a node of its own."""
     _, rows = _analysed(graph)
@@ -150,6 +166,8 @@ def _open_recurrences(graph: fx.Graph) -> int:
         input, begin, weights, biases, layers, _, _, both_ways, batch_first = args
         used = [user.target is operator.getitem and user.args[1] == 0 for user in node.users]
         if not (biases and layers == 1 and not both_ways and batch_first and all(used)):
+            continue
+        if len({value_of(each).dtype for each in (input, begin, *weights)}) > 1:
             continue
         own_input, own_state, bias_input, bias_state = weights
         with graph.inserting_before(node), fake_mode(graph):
@@ -196,27 +214,30 @@ def _analysed(graph: fx.Graph) -> tuple[set[fx.Node], dict[fx.Node, _Rows]]:
     return state, rows
 
 
+def _lookup_of(node: fx.Node) -> tuple[Any, Any] | None:
+    """The ids and the table of a lookup; None where a node is none."""
+    args: Any = node.args
+    if node.target is operator.getitem:
+        return args[1], args[0]
+    if node.target is not embedding:
+        return None
+    names = ("input", "weight", "padding_idx", "max_norm")
+    given = dict(zip(names, args, strict=False)) | node.kwargs
+    if given.get("max_norm") is not None:
+        return None  # it writes to the table
+    return given["input"], given["weight"]
+
+
 def _looked_up(node: fx.Node, state: set[fx.Node]) -> _Rows | None:
     """A lookup by ids in one of the model's tensors."""
-    args: Any = node.args
-    if node.target is embedding:
-        given = dict(zip(("input", "weight", "padding_idx", "max_norm"), args, strict=False))
-        given |= node.kwargs
-        if given.get("max_norm") is not None:
-            return None  # it writes to the table
-        ids, table = given["input"], given["weight"]
-        by_embedding = True
-    elif node.target is operator.getitem:
-        table, ids = args
-        by_embedding = False
-    else:
-        return None
-    if table not in state or not isinstance(ids, fx.Node) or ids in state:
+    ids, table = _lookup_of(node) or (None, None)
+    if not isinstance(ids, fx.Node) or table not in state or ids in state:
         return None
     value = value_of(ids)
     if not isinstance(value, Tensor) or value.dtype not in (torch.int64, torch.int32):
         return None
-    return _Rows(ids, int(value_of(table).shape[0]), by_embedding, costly=False)
+    found = node.target is embedding
+    return _Rows(ids, int(value_of(table).shape[0]), found, costly=False)
 
 
 def _carried(node: fx.Node, state: set[fx.Node], rows: dict[fx.Node, _Rows]) -> _Rows | None:
@@ -227,18 +248,22 @@ def _carried(node: fx.Node, state: set[fx.Node], rows: dict[fx.Node, _Rows]) -> 
     first = rows[sources[0]]
     if any(rows[each].ids is not first.ids for each in sources):
         return None
-    outer = value_of(first.ids).dim()
-    if not _treats_rows_alone(node, sources, outer):
+    counts = {rows[each].count for each in sources}
+    if len(counts) > 1 and not all(rows[each].found for each in sources):
+        return None  # negative ids count from the end of each table
+    if not _treats_rows_alone(node, sources, state, value_of(first.ids).dim()):
         return None
     return _Rows(
         first.ids,
-        min(rows[each].count for each in sources),
+        min(counts),
         all(rows[each].found for each in sources),
         call_name(node) in COSTLY or any(rows[each].costly for each in sources),
     )
 
 
-def _treats_rows_alone(node: fx.Node, sources: list[fx.Node], outer: int) -> bool:
+def _treats_rows_alone(
+    node: fx.Node, sources: list[fx.Node], state: set[fx.Node], outer: int
+) -> bool:
     """outer: how many dimensions the ids have; those behind are a row's own."""
     args: Any = node.args
     name, kwargs = call_name(node), node.kwargs
@@ -247,14 +272,17 @@ def _treats_rows_alone(node: fx.Node, sources: list[fx.Node], outer: int) -> boo
         tensors = [value_of(each) for each in node.all_input_nodes if each not in sources]
         alike = all(value_of(each).dim() == value_of(sources[0]).dim() for each in sources)
         return alike and all(each.dim() <= inner for each in tensors)
-    if inner < 1 or len(sources) > 1 or args[0] is not sources[0]:
+    if inner < 1 or len(sources) > 1 or not args or args[0] is not sources[0]:
         return False
+    others = [*args[1:], *kwargs.values()]
+    if any(isinstance(each, fx.Node) and each not in state for each in others):
+        return False  # rows as the other operand, too
     if name == "linear":
         return True
     if name == "matmul":
-        return inner == 1 and value_of(args[1]).dim() == 2
+        return inner == 1 and len(args) == 2 and value_of(args[1]).dim() == 2
     if name == "layer_norm":
-        return len(args[1]) <= inner
+        return len(args) > 1 and len(args[1]) <= inner
     if name in REDUCING or name in NORMALIZING:
         dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
         last = value_of(sources[0]).dim() - 1
@@ -290,8 +318,9 @@ def _operations(kept: list[fx.Node], rows: dict[fx.Node, _Rows]) -> int:
 
 def _fold(
     module: fx.GraphModule, kept: list[fx.Node], state: set[fx.Node], rows: dict[fx.Node, _Rows]
-) -> Tables:
-    """Put lookups in new inputs in the place of nodes; what computes these inputs."""
+) -> tuple[Tables, int]:
+    """Put lookups in new inputs in the place of nodes; what computes these inputs, and how many
+    products with a whole table there are now."""
     graph = module.graph
     own = graph.find_nodes(op="placeholder")
     made = fx.Graph()
@@ -299,6 +328,7 @@ def _fold(
     sources = [node for node in own if node in state and node in read]
     emit = _emitter(made, {node: made.placeholder(node.name) for node in sources}, rows)
     made.output(tuple(emit(node, rows[node].count) for node in kept))
+    products, examples = 0, []
     for number, node in enumerate(kept):
         found = rows[node]
         with fake_mode(graph):
@@ -307,51 +337,72 @@ def _fold(
             example = torch.empty(shape, dtype=value.dtype, device=value.device)
         table = add_placeholder(module, f"table_{number}", example)
         table.meta["accel_model_state"] = True
-        with graph.inserting_before(node):
-            looked_up = _lookup(graph, table, found, example.dim() - 1)
-        looked_up.meta["example_value"] = value
+        examples.append(example)
+        done = _multiply_at_once(node, table, found)
+        products += done
+        if done:
+            continue
+        with graph.inserting_before(node), fake_mode(graph):
+            looked_up = _lookup(graph, table, found)
         node.replace_all_uses_with(looked_up)
         for other, each in rows.items():
             if each.ids is node:  # a lookup by what is now looked up itself
                 rows[other] = dataclasses.replace(each, ids=looked_up)
     inputs = tuple(own.index(node) for node in sources)
-    return Tables(fx.GraphModule(module, made), inputs, len(own))
+    like = tuple((tuple(each.shape), each.dtype) for each in examples)
+    return Tables(fx.GraphModule(module, made), inputs, like), products
 
 
-def _lookup(graph: fx.Graph, table: fx.Node, found: _Rows, inner: int) -> fx.Node:
-    """The rows of a table [ids, ...] with `inner` dimensions of their own."""
-    args: Any = found.ids.args
-    if call_name(found.ids) == "expand" and _is_range(args[0], found.count):
-        # All rows in their order, for everyone: no lookup at all.
-        return graph.call_method("expand", (table, *args[1:], *[-1] * inner))
-    if found.found and inner == 1:  # so that the same ids are refused as before
-        return graph.call_function(embedding, (found.ids, table))
-    return graph.call_function(operator.getitem, (table, found.ids))
+def _lookup(graph: fx.Graph, table: fx.Node, found: _Rows) -> fx.Node:
+    """The rows of a table [ids, ...], found as they were before: so that the same ids are refused,
+    and negative ones count from the end or do not."""
+    if not found.found:
+        return _call(graph, operator.getitem, table, found.ids)
+    if value_of(table).dim() == 2:
+        return _call(graph, embedding, found.ids, table)
+    column = _call(graph, operator.getitem, table, (slice(None), None))
+    rows = _call(graph, embedding, found.ids, column)
+    return _call(graph, operator.getitem, rows, (Ellipsis, 0))
 
 
-def _is_range(node: fx.Node, count: int) -> bool:
-    return node.target is torch.arange and node.args == (count,)
-
-
-def _multiply_at_once(graph: fx.Graph) -> int:
-    """Where everyone's vector is multiplied by the same whole table, one product of matrices."""
-    done = 0
-    for node in list(graph.nodes):
-        if call_name(node) != "matmul":
-            continue
-        table, vector = node.args
-        if not (call_name(table) == "expand" and call_name(vector) == "getitem"):
-            continue
-        (rows, *_), (own, index) = table.args, vector.args
-        if index != (Ellipsis, None) or value_of(rows).dim() != 2 or value_of(own).dim() != 2:
-            continue
-        with graph.inserting_before(node), fake_mode(graph):
-            product = _call(graph, linear, own, rows)
+def _multiply_at_once(node: fx.Node, table: fx.Node, found: _Rows) -> int:
+    """Where everyone's vector is multiplied by all rows of a table in their order, make that one
+    product of matrices; how many there were. `node`: the rows, [B, count, size]."""
+    ids: Any = found.ids
+    whole = call_name(ids) == "expand" and ids.args[0].target is torch.arange
+    if not whole or ids.args[0].args != (found.count,) or value_of(table).dim() != 2:
+        return 0
+    users = list(node.users)
+    if not all(_multiplies(user, node) for user in users):
+        return 0
+    graph = node.graph
+    for user in users:
+        vector: Any = user.args[1]
+        with graph.inserting_before(user), fake_mode(graph):
+            product = _call(graph, linear, vector.args[0], table)
             column = _call(graph, operator.getitem, product, (Ellipsis, None))
-        node.replace_all_uses_with(column)
-        graph.erase_node(node)
-        done += 1
-    return done
+        user.replace_all_uses_with(column)
+        graph.erase_node(user)
+    return len(users)
+
+
+def _multiplies(user: fx.Node, rows: fx.Node) -> bool:
+    """Whether it is rows [B, count, size] @ vectors [B, size][..., None]."""
+    if call_name(user) != "matmul" or len(user.args) != 2 or user.args[0] is not rows:
+        return False
+    vector: Any = user.args[1]
+    if not isinstance(vector, fx.Node) or vector.target is not operator.getitem:
+        return False
+    inputs: Any = vector.args
+    own, index = inputs
+    one, other = value_of(own), value_of(rows)
+    return (
+        index == (Ellipsis, None)
+        and one.dim() == 2
+        and other.dim() == 3
+        and one.dtype == other.dtype
+        and str(one.shape[0]) == str(other.shape[0])
+    )
 
 
 def _emitter(
@@ -367,10 +418,9 @@ def _emitter(
         if node in given:
             return given[node]
         key = node, count
-        args: Any = node.args
-        if key not in copies and node in rows and _is_lookup(node):
-            own = args[0] if node.target is operator.getitem else (*args, *node.kwargs.values())[1]
-            table = emit(own, count)
+        lookup = _lookup_of(node) if node in rows else None
+        if key not in copies and lookup is not None:
+            table = emit(lookup[1], count)
             copies[key] = made.call_function(operator.getitem, (table, slice(None, count)))
         elif key not in copies:
             for each in node.all_input_nodes:
@@ -379,7 +429,3 @@ def _emitter(
         return copies[key]
 
     return emit
-
-
-def _is_lookup(node: fx.Node) -> bool:
-    return node.target is embedding or node.target is operator.getitem

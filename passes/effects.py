@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import fx
@@ -84,13 +86,27 @@ def mutated(node: fx.Node) -> fx.Node | None:
                 and getattr(operator, name, None) is not node.target
             )
             or (name in IN_PLACE_OPERATORS and getattr(operator, name) is node.target)
-            or node.kwargs.get("inplace") is True
+            or _asked_in_place(node)
         )
     )
     if in_place:
         return node.all_input_nodes[0]
     out = node.kwargs.get("out")
     return out if isinstance(out, fx.Node) else None
+
+
+def _asked_in_place(node: fx.Node) -> bool:
+    """Whether a function such as `relu` is called with `inplace`, by name or by position."""
+    if node.kwargs.get("inplace") is True:
+        return True
+    function: Any = node.target
+    if getattr(function, "__module__", "") != "torch.nn.functional":
+        return False
+    try:
+        names = list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # a builtin says nothing of its arguments
+        return False
+    return dict(zip(names, node.args, strict=False)).get("inplace") is True
 
 
 def _written(node: fx.Node, operator: torch._ops.OpOverload) -> fx.Node | None:

@@ -264,8 +264,11 @@ def _captured(
         read_by_tables = [seen["inputs"][index] for index in program.tables.inputs]
         folded = program.tables.module(*read_by_tables)
         for node, table in zip(state, folded, strict=False):
-            tensors[node.name] = table
-            arguments.append(node.name)
+            name = node.name
+            while name in tensors:
+                name += "_"  # the model has one of that name
+            tensors[name] = table.contiguous()
+            arguments.append(name)
         state = state[len(folded) :]
     arguments += range(len(used), len(used) + len(state))
     conditions, fixed = _conditions(seen["guards"], symbols)

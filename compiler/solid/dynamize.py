@@ -204,14 +204,16 @@ def dynamize(
                 f"codebook has shape {list(codebook.shape)}; needed is [codes, {dynamics.width}], "
                 "see dynamics.width"
             )
-    device = next(model.get_submodule(layers[0]).parameters()).device
+    like = next(model.get_submodule(layers[0]).parameters())
     by_item = semantics is None or dynamics.metacode
     codes = None if codebook is None else Codebook(codebook, dynamics.straight_through)
     hypernetwork = Hypernetwork(
         items, padding, dynamics.width, semantics, by_item, codes, dynamics.commitment
     )
     bound = dynamics.bound if semantics is not None and by_item else None
-    return DynamicModel(model, layers, history, hypernetwork, dynamics, bound).to(device)
+    return DynamicModel(model, layers, history, hypernetwork, dynamics, bound).to(
+        like.device, like.dtype
+    )
 
 
 def _check_layers(model: nn.Module, layers: Sequence[str]) -> None:

@@ -28,6 +28,10 @@ class Recommender(nn.Module):
         super().__init__()
         if not 0 < top < items:
             raise OptionError(f"top is {top}; needed is at least 1, and fewer than {items} items")
+        if not 0 <= padding < items:
+            raise OptionError(
+                f"padding is {padding}; needed is one of the {items} ids, the model's own"
+            )
         self.model = model
         self.items = items
         self.top = top
@@ -36,8 +40,9 @@ class Recommender(nn.Module):
         self.names = history, candidates
 
     def forward(self, history: Tensor) -> tuple[Tensor, Tensor]:
-        """history: int64 [B, L]; ids that are none of the catalogue's have to be one that the model
-        knows for them. Returns scores, [B, top], the best first, and their items, int64."""
+        """history: int64 [B, L]; an id that is none of the catalogue's has to be one that the model
+        knows for such. Returns scores, [B, top], the best first, and their items, int64; where
+        fewer than `top` are left to a user, the last have scores of -inf and mean nothing."""
         catalogue = torch.arange(self.items, device=history.device)
         given: dict[str, Any] = dict(
             zip(self.names, (history, catalogue.expand(len(history), -1)), strict=True)

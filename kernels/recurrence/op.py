@@ -19,6 +19,11 @@ FEW = 64  # sequences; below, torch's own loop is the faster one (measured on 2 
 
 @torch.library.custom_op("accel::recurrence", mutates_args=())
 def _recurrence(gates: Tensor, state: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    with torch.autocast(gates.device.type, enabled=False):
+        return _states(gates, state, weight, bias)
+
+
+def _states(gates: Tensor, state: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     width = state.shape[1]
     if len(gates) < FEW or gates.device.type != "cpu":
         # A GRU whose inputs are its gates: their projection is the identity.
@@ -52,7 +57,7 @@ def recurrence(gates: Tensor, state: Tensor, weight: Tensor, bias: Tensor) -> Te
 
     gates: [B, L, 3 H], the inputs' part of the gates (reset, update, new), with its bias. state:
     [B, H], that before the first step. weight, bias: [3 H, H] and [3 H], the states' part. As
-    `torch.nn.GRU` orders and computes them. No gradients.
+    `torch.nn.GRU` orders and computes them, all of one type. No gradients.
     """
     result: Tensor = torch.ops.accel.recurrence(gates, state, weight, bias)
     return result

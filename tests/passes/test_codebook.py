@@ -44,10 +44,22 @@ class Rows(nn.Module):
         self.table = nn.Parameter(torch.randn(5, 4))
         self.weight, self.bias = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(4))
         self.codes = nn.Parameter(torch.randn(3, 4))
+        self.more = nn.Parameter(torch.randn(9, 4))
+        self.register_buffer("cache", torch.randn(5, 4))
         self.function = function
 
     def forward(self, ids: Tensor) -> Any:
         return self.function(self, embedding(ids, self.table), ids)
+
+
+def changed(tensor: Tensor) -> Tensor:
+    tensor[..., 0] = 7.0
+    return tensor
+
+
+def in_bfloat16(compute: Any) -> Any:
+    with torch.autocast("cpu", torch.bfloat16):
+        return compute()
 
 
 FOLDS: dict[str, Any] = {
@@ -62,11 +74,27 @@ FOLDS: dict[str, Any] = {
     "a row is used alone": lambda m, x, ids: (x @ m.weight).mean(1),
 }
 STAYS: dict[str, Any] = {
+    "by name": lambda m, x, ids: layer_norm(
+        nn.functional.linear(
+            input=embedding(ids, weight=m.table, padding_idx=0), weight=m.weight, bias=m.bias
+        ),
+        normalized_shape=(4,),
+    ),
     "nothing is computed": lambda m, x, ids: x + 1,
     "rows meet": lambda m, x, ids: x.transpose(0, 1).softmax(0),
     "ids are read": lambda m, x, ids: (x + ids[..., None]) @ m.weight,
     "random": lambda m, x, ids: nn.functional.dropout(x, 0.5) @ m.weight,
     "another's rows": lambda m, x, ids: (x + m.table[ids.flip(0)]) @ m.weight,
+    "in place, by name": lambda m, x, ids: nn.functional.relu(x, inplace=True) @ m.weight,
+    "in place, by position": lambda m, x, ids: nn.functional.leaky_relu(x, 0.1, True) @ m.weight,
+    "rows by rows": lambda m, x, ids: nn.functional.linear(x[0], x[0]),
+    "a row's own rows": lambda m, x, ids: x[0] @ x[0].t(),
+    "changed before": lambda m, x, ids: x.mul_(2) @ m.weight,
+    "changed in part": lambda m, x, ids: changed(x) @ m.weight,
+    "its table is changed": lambda m, x, ids: changed(m.cache)[ids] @ m.weight,
+    "something else is changed": lambda m, x, ids: (x @ m.weight, ids.float().add_(5)),
+    "other types inside": lambda m, x, ids: in_bfloat16(lambda: x @ m.weight),
+    "counts that differ": lambda m, x, ids: (m.table[ids - 3] + m.more[ids - 3]) @ m.weight,
     "a mask": lambda m, x, ids: (x * (ids != 0)[..., None]) @ m.weight,
 }
 
@@ -105,12 +133,56 @@ def test_leaves_alone(name: str) -> None:
     assert report_of(run).passes["codebook"].skipped
 
 
+@pytest.mark.parametrize("name", ["linear", "nearest"])
+@pytest.mark.parametrize("by", [3, -1])
 @torch.no_grad()
-def test_ids_out_of_range_are_refused_as_before() -> None:
-    run = compiled(Rows(FOLDS["linear"]))
+def test_ids_out_of_range_are_refused_as_before(name: str, by: int) -> None:
+    run = compiled(Rows(FOLDS[name]))
     run(IDS)
     with pytest.raises(IndexError):
-        run(IDS + 3)
+        run(IDS + by)
+
+
+@torch.no_grad()
+def test_negative_ids_of_an_index_count_from_the_end() -> None:
+    class Indexed(Rows):
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.table[ids] @ self.weight
+
+    model = Indexed(None)
+    run = compiled(model)
+    torch.testing.assert_close(run(IDS - 3), model(IDS - 3))
+    assert folded(run)
+
+
+@torch.no_grad()
+def test_a_result_is_the_caller_s_own() -> None:
+    """Also where it is a whole table."""
+    model = Rows(lambda m, x, ids: embedding(torch.arange(5).expand(1, -1), m.table) @ m.weight)
+    run = compiled(model)
+    run(IDS).zero_()
+    torch.testing.assert_close(run(IDS), model(IDS))
+
+
+@torch.no_grad()
+def test_vectors_of_another_batch_than_the_table() -> None:
+    def scores(m: Any, x: Tensor, ids: Tensor) -> Tensor:
+        rows = embedding(torch.arange(5).expand(2, -1), m.table) @ m.weight
+        return (rows @ x[:1, 0][..., None]).sum()
+
+    model = Rows(scores)
+    run = compiled(model)
+    torch.testing.assert_close(run(IDS), model(IDS))
+    assert report_of(run).passes["codebook"].details[0]["products with a whole table"] == 0
+
+
+@torch.no_grad()
+def test_autocast_around() -> None:
+    model = Rows(FOLDS["linear"])
+    run = compiled(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(run(IDS), model(IDS))
+    assert "autocast" in str(report_of(run).passes["codebook"].skipped[0])
 
 
 @torch.no_grad()
@@ -163,6 +235,23 @@ def test_exported(tmp_path: Any, suffix: str) -> None:
     engine: Engine = export(made, (HISTORY, CANDIDATES), path=path, options={"codebook": True})
     expected = made(HISTORY, CANDIDATES)
     torch.testing.assert_close(engine(HISTORY, CANDIDATES), expected, rtol=1e-5, atol=1e-5)
+    assert len(engine.manifest.passes[0].matched) == 4
+
+
+@torch.no_grad()
+def test_exported_beside_a_tensor_of_the_same_name(tmp_path: Any) -> None:
+    class Named(Rows):
+        def __init__(self) -> None:
+            super().__init__(FOLDS["linear"])
+            self.table_0 = nn.Parameter(torch.randn(4))
+
+        def forward(self, ids: Tensor) -> Any:
+            return super().forward(ids), self.table[ids].sum() + self.table_0
+
+    model = Named()
+    path = tmp_path / "named.onnx"
+    engine = export(model, (IDS,), path=path, options={"codebook": True})
+    torch.testing.assert_close(engine(IDS), model(IDS), rtol=1e-5, atol=1e-5)
 
 
 def test_a_static_model_is_folded_too() -> None:

@@ -209,6 +209,14 @@ def test_the_model_itself_stays() -> None:
     assert type(model.get_submodule("user.0")) is nn.Linear
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_types(dtype: torch.dtype) -> None:
+    model = BACKBONES["GRU4Rec"](ITEMS).to(dtype)
+    made = dynamize(model, DYNAMIC, history="history", items=ITEMS, semantics=SEMANTICS)
+    assert made(HISTORY, CANDIDATES).dtype == dtype
+    torch.testing.assert_close(made(HISTORY, CANDIDATES), model(HISTORY, CANDIDATES))
+
+
 SHORT: Tensor = SEMANTICS[:-1]
 
 

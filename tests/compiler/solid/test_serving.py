@@ -62,9 +62,25 @@ def test_exported(tmp_path: Path, suffix: str) -> None:
     found, expected = engine(HISTORY), made(HISTORY)
     torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-5)
     assert torch.equal(found[1], expected[1])
+    assert len(engine.manifest.passes[0].matched) == 5
+
+
+@torch.no_grad()
+def test_fewer_than_asked_for() -> None:
+    _, made = dynamic("SASRec")
+    scores, items = Recommender(taught(made), items=ITEMS, top=ITEMS - 1).eval()(HISTORY)
+    new = ITEMS - 1 - 3
+    assert torch.isfinite(scores[0, :new]).all()
+    assert set(items[0, :new].tolist()).isdisjoint({0, 3, 7, 9})
+    assert (scores[0, new:] == -torch.inf).all()
 
 
 @pytest.mark.parametrize("top", [0, ITEMS])
 def test_refusals(top: int) -> None:
     with pytest.raises(OptionError, match="top is"):
         Recommender(BACKBONES["SASRec"](ITEMS), items=ITEMS, top=top)
+
+
+def test_padding_outside_the_catalogue() -> None:
+    with pytest.raises(OptionError, match="padding is 30"):
+        Recommender(BACKBONES["SASRec"](ITEMS), items=ITEMS, top=3, padding=ITEMS)

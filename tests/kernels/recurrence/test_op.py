@@ -25,6 +25,14 @@ def test_it_is_a_gru(batch: int, length: int) -> None:
     torch.testing.assert_close(reference.recurrence(*inputs), expected)
 
 
+@pytest.mark.parametrize("batch", [3, 70])
+@torch.no_grad()
+def test_under_autocast(batch: int) -> None:
+    expected, inputs = given(batch, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(recurrence(*inputs), expected)
+
+
 @torch.no_grad()
 def test_registration() -> None:
     for batch in (3, 70):
