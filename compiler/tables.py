@@ -6,10 +6,8 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from ..kernels.errors import VerificationError
 from ..passes.codebook import Tables
 
 __all__ = ["TableGraph"]
@@ -40,10 +38,10 @@ class TableGraph:
         self.times = 0  # that tables were computed
 
     def __call__(self, *inputs: Any) -> Any:
-        sources = [inputs[index] for index in self.tables.inputs]
-        return self.function(*inputs, *self._of(sources))
+        return self.function(*inputs, *self._of(inputs))
 
-    def _of(self, sources: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def _of(self, inputs: Sequence[Any]) -> tuple[Tensor, ...]:
+        sources = [inputs[index] for index in self.tables.inputs]
         key, versions = tuple(map(id, sources)), tuple(map(_version, sources))
         kept = self.computed.get(key)
         # An id may have passed on to another tensor since.
@@ -54,14 +52,7 @@ class TableGraph:
             and all(ref() is each for ref, each in zip(kept.sources, sources, strict=True))
         ):
             return kept.tables
-        with torch.no_grad():
-            tables = tuple(each.contiguous() for each in self.tables.module(*sources))
-        found = tuple((tuple(each.shape), each.dtype) for each in tables)
-        if found != self.tables.like:
-            raise VerificationError(
-                f"tables of {self.tables.like} became {found}. This is a bug in accel; turning the "
-                "pass off (options={'codebook': False}) avoids it"
-            )
+        tables = self.tables.computed(inputs)
         self.times += 1
         living = {
             other: each

@@ -25,7 +25,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn.functional import embedding, linear
 
+from ..kernels.errors import VerificationError
 from ..kernels.recurrence import op as recurrence
 from .base import PassResult, Program, Reason, Skip
 from .effects import mutated
@@ -72,6 +73,19 @@ class Tables:
     module: fx.GraphModule
     inputs: tuple[int, ...]
     like: tuple[tuple[tuple[int, ...], torch.dtype], ...]
+
+    @torch.no_grad()
+    def computed(self, inputs: Sequence[Any]) -> tuple[Tensor, ...]:
+        """The tables, given the program's own inputs."""
+        read = [inputs[index] for index in self.inputs]
+        tables = tuple(each.contiguous() for each in self.module(*read))
+        found = tuple((tuple(each.shape), each.dtype) for each in tables)
+        if found != self.like:
+            raise VerificationError(
+                f"tables of {self.like} became {found}. This is a bug in accel; turning the pass "
+                "off (options={'codebook': False}) avoids it"
+            )
+        return tables
 
 
 @dataclass(frozen=True)
@@ -268,7 +282,7 @@ def _treats_rows_alone(
     args: Any = node.args
     name, kwargs = call_name(node), node.kwargs
     inner = value_of(sources[0]).dim() - outer
-    if name in POINTWISE:
+    if name in POINTWISE or (name == "dropout" and _is_off(node)):
         tensors = [value_of(each) for each in node.all_input_nodes if each not in sources]
         alike = all(value_of(each).dim() == value_of(sources[0]).dim() for each in sources)
         return alike and all(each.dim() <= inner for each in tensors)
@@ -288,6 +302,12 @@ def _treats_rows_alone(
         last = value_of(sources[0]).dim() - 1
         return dim in (-1, last) and last >= outer and not kwargs.get("keepdim", False)
     return False
+
+
+def _is_off(dropout: fx.Node) -> bool:
+    names = ("input", "p", "training")
+    given = dict(zip(names, dropout.args, strict=False)) | dropout.kwargs
+    return dropout.op == "call_function" and given.get("training", True) is False
 
 
 def _tail(node: fx.Node, found: _Rows) -> tuple[int, ...]:

@@ -261,13 +261,12 @@ def _captured(
             )
     state = placeholders[len(seen["inputs"]) :]
     if program.tables is not None:
-        read_by_tables = [seen["inputs"][index] for index in program.tables.inputs]
-        folded = program.tables.module(*read_by_tables)
+        folded = program.tables.computed(seen["inputs"])
         for node, table in zip(state, folded, strict=False):
             name = node.name
             while name in tensors:
                 name += "_"  # the model has one of that name
-            tensors[name] = table.contiguous()
+            tensors[name] = table
             arguments.append(name)
         state = state[len(folded) :]
     arguments += range(len(used), len(used) + len(state))

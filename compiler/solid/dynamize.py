@@ -68,9 +68,9 @@ class DynamicModel(nn.Module):
         self.layers = tuple(layers)
         generators = []
         for name in layers:
-            layer = dynamic_layer(self.model.get_submodule(name), dynamics.rank)
+            layer, start = dynamic_layer(self.model.get_submodule(name), dynamics.rank)
             self.model.set_submodule(name, layer)
-            generators.append(Generator(layer.start, dynamics.width, bound))
+            generators.append(Generator(start, dynamics.width, bound))
         self.generators = nn.ModuleList(generators)
 
     @property
@@ -186,7 +186,7 @@ def dynamize(
     if items < 1:
         raise OptionError(f"items is {items}; needed is how many ids there are")
     if semantics is not None:
-        semantics = torch.as_tensor(semantics).long()
+        semantics = torch.as_tensor(semantics).long().cpu()  # where the tables are made
         if semantics.shape != (items,):
             raise OptionError(
                 f"semantics has shape {list(semantics.shape)}; needed is one label for each of the "
@@ -206,7 +206,9 @@ def dynamize(
             )
     like = next(model.get_submodule(layers[0]).parameters())
     by_item = semantics is None or dynamics.metacode
-    codes = None if codebook is None else Codebook(codebook, dynamics.straight_through)
+    codes = (
+        None if codebook is None else Codebook(codebook.float().cpu(), dynamics.straight_through)
+    )
     hypernetwork = Hypernetwork(
         items, padding, dynamics.width, semantics, by_item, codes, dynamics.commitment
     )

@@ -14,12 +14,12 @@ __all__ = ["Generator", "LowRankLinear", "PerUserLinear", "dynamic_layer"]
 
 
 class _Generated(nn.Module):
-    """A layer that is handed some of its weights at each call, by `torch.func.functional_call`."""
+    """A layer that is handed some of its weights, `names`, at each call, by
+    `torch.func.functional_call`."""
 
-    def __init__(self, generated: dict[str, Tensor]) -> None:
+    def __init__(self, *names: str) -> None:
         super().__init__()
-        self.start = generated  # what is generated before anything is learnt
-        for name in generated:
+        for name in names:
             self.register_buffer(name, torch.empty(0), persistent=False)
 
     def _rows(self, input: Tensor, weight: Tensor) -> Tensor:
@@ -47,9 +47,8 @@ class PerUserLinear(_Generated):
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, layer: nn.Linear) -> None:
-        bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias.detach()
-        super().__init__({"weight": layer.weight.detach().t().clone(), "bias": bias.clone()})
+    def __init__(self) -> None:
+        super().__init__("weight", "bias")
 
     def forward(self, input: Tensor) -> Tensor:
         """[B, ..., in] to [B, ..., out]."""
@@ -65,14 +64,10 @@ class LowRankLinear(_Generated):
 
     core: Tensor
 
-    def __init__(self, layer: nn.Linear, rank: int) -> None:
-        left, values, right = torch.linalg.svd(layer.weight.detach().t(), full_matrices=False)
-        rank = min(rank, len(values))
-        super().__init__({"core": torch.diag(values[:rank])})
-        self.into = nn.Parameter(left[:, :rank].contiguous())
-        self.out = nn.Parameter(right[:rank].contiguous())
-        bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias.detach()
-        self.bias = nn.Parameter(bias.clone())
+    def __init__(self, into: Tensor, out: Tensor, bias: Tensor) -> None:
+        super().__init__("core")
+        self.into, self.out = nn.Parameter(into), nn.Parameter(out)
+        self.bias = nn.Parameter(bias)
 
     def forward(self, input: Tensor) -> Tensor:
         """[B, ..., in] to [B, ..., out]."""
@@ -81,12 +76,21 @@ class LowRankLinear(_Generated):
         return result
 
 
-def dynamic_layer(layer: nn.Module, rank: int | None) -> PerUserLinear | LowRankLinear:
-    """In the place of `layer`; it computes the same until something has been learnt, but for what
-    a rank below the layer's own leaves out. rank: of the part that is generated; None: all."""
+@torch.no_grad()
+def dynamic_layer(
+    layer: nn.Module, rank: int | None
+) -> tuple[PerUserLinear | LowRankLinear, dict[str, Tensor]]:
+    """What takes the place of `layer`; and with which weights it computes the same, but for what a
+    rank below the layer's own leaves out. rank: of the part that is generated; None: all."""
     assert isinstance(layer, nn.Linear)
-    made = PerUserLinear(layer) if rank is None else LowRankLinear(layer, rank)
-    return made.to(layer.weight.device, layer.weight.dtype)
+    weight = layer.weight.t().contiguous()
+    bias = weight.new_zeros(weight.shape[1]) if layer.bias is None else layer.bias.clone()
+    if rank is None:
+        return PerUserLinear(), {"weight": weight, "bias": bias}
+    # In float32, as there is no decomposition in half precision.
+    left, values, right = torch.linalg.svd(weight.float(), full_matrices=False)
+    into, out = (each.to(weight.dtype).contiguous() for each in (left[:, :rank], right[:rank]))
+    return LowRankLinear(into, out, bias), {"core": torch.diag(values[:rank]).to(weight.dtype)}
 
 
 class Generator(nn.Module):

@@ -118,7 +118,8 @@ class Decoder(nn.Module):
         self, number: Tensor, known: Tensor, written: Tensor, padding: Tensor,
         random: tuple[Tensor, ...], more: tuple[Tensor, ...], *caches: Tensor,
     ) -> State:  # fmt: skip
-        """padding: int64 [B or 2 B], places before each sample's prompt. random: `draws`."""
+        """padding: int64 [B or 2 B], places before each sample's prompt. random: `draws`. caches:
+        written to; they are those of the result."""
         state = State(number, known, written, more, caches)
         for _ in range(self.unroll):
             state = self.one_pass(state, padding, random)

@@ -57,8 +57,8 @@ class ZipAR:
     first_row_alone: whether the second row waits for all of the first. Worth its passes for models
     with ends of lines; without them it is so in any case. See `Raster`.
     allowed: the tokens that a picture is made of; None: all of the vocabulary.
-    unroll: passes in one graph; small models gain from 8 (measured: an eighth of the time of a pass
-    of 1.6 ms), large ones only compile longer. options: of the backend, see `Options`.
+    unroll: passes in one graph; small models gain from 4 (measured: a tenth of the time of a pass
+    of 1.4 ms), large ones only compile longer. options: of the backend, see `Options`.
     progress: called with the passes done, and how many there are at most.
 
     Raises OptionError for values out of range; and, before decoding, for what it can't do: beam

@@ -26,7 +26,7 @@ from .measure import CUTS, Ranking
 from .semantics import by_genre, by_text
 from .train import trained
 
-__all__ = ["Task", "main", "summary", "tasks"]
+__all__ = ["Task", "main", "models", "summary", "tasks"]
 
 GENERATORS: dict[str, dict[str, Any]] = {"DUET": {}, "APG": {"rank": 16}}
 SEMANTICS = ("genres", "text")
@@ -64,7 +64,7 @@ def tasks(seeds: int) -> Iterator[Task]:
                     yield Task(backbone, generator, semantics, seed)
 
 
-def _models(task: Task, films: MovieLens, labels: Tensor | None) -> Iterator[tuple[str, nn.Module]]:
+def models(task: Task, films: MovieLens, labels: Tensor | None) -> Iterator[tuple[str, nn.Module]]:
     """Every form's model in turn, not trained; what is trained before it is what it was given."""
     codes: Tensor | None = None
     for form in task.forms:
@@ -88,7 +88,7 @@ def _run(given: tuple[Task, dict[str, Tensor]]) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
     task, labels = given
     films, lines = load(), []
-    for form, model in _models(task, films, labels.get(task.semantics or "")):
+    for form, model in models(task, films, labels.get(task.semantics or "")):
         started = time.time()
         _, found, curve = trained(model, films, task.seed, progress=lambda _: None)
         values = (task.backbone, task.generator or "static", form, task.semantics or "", task.seed)

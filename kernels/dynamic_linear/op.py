@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import MissingDependencyError, OptionError
+from ..devices import kernels_for
+from ..errors import OptionError
 from ..exports import EXPORT_BODIES
 from . import reference
 
@@ -19,15 +20,7 @@ __all__ = ["dynamic_linear"]
 
 def _kernels(input: Tensor) -> Any:
     """The module with `dynamic_linear` and `gradients` for a tensor's device."""
-    if input.device.type == "cpu":
-        return reference
-    try:
-        from . import gpu
-    except ImportError as error:
-        raise MissingDependencyError(
-            "the dynamic linear layer on a GPU needs Triton: pip install 'accel-compiler[gpu]'"
-        ) from error
-    return gpu
+    return kernels_for(input, reference, f"{__package__}.gpu", "the dynamic linear layer")
 
 
 @torch.library.custom_op("accel::dynamic_linear", mutates_args=())

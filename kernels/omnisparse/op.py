@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import MissingDependencyError, OptionError
+from ..devices import kernels_for
+from ..errors import OptionError
 from ..exports import EXPORT_BODIES
 from . import cpu, reference
 from .selection import Choice, Selection, segment_count, select
@@ -101,15 +102,7 @@ def _(query: Tensor, key: Tensor, *settings: Any) -> tuple[Tensor, ...]:
 
 def _kernels(query: Tensor) -> Any:
     """The module with `forward` and `backward` for a tensor's device."""
-    if query.device.type == "cpu":
-        return cpu
-    try:
-        from . import gpu
-    except ImportError as error:
-        raise MissingDependencyError(
-            "sparse attention on a GPU needs Triton: pip install 'accel-compiler[gpu]'"
-        ) from error
-    return gpu
+    return kernels_for(query, cpu, f"{__package__}.gpu", "sparse attention")
 
 
 @torch.library.custom_op("accel::omnisparse_attend", mutates_args=())

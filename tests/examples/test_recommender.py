@@ -8,7 +8,7 @@ import pytest
 import torch
 from accel.examples.recommender.backbones import BACKBONES
 from accel.examples.recommender.data import LENGTH, MovieLens, left_padded
-from accel.examples.recommender.experiment import Task, _models, summary, tasks
+from accel.examples.recommender.experiment import Task, models, summary, tasks
 from accel.examples.recommender.measure import ranking, scores_of
 from accel.examples.recommender.semantics import by_genre
 from accel.examples.recommender.train import Recipe, trained
@@ -66,7 +66,7 @@ def test_what_is_trained(generator: str, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(Recipe, "batch", 3)
     task, labels = Task("GRU4Rec", generator, "genres", 0), by_genre(FILMS, fewest=2)
     forms = []
-    for form, model in _models(task, FILMS, labels):
+    for form, model in models(task, FILMS, labels):
         before = [each.detach().clone() for each in model.parameters()]
         kept, found, curve = trained(model, FILMS, 0, progress=lambda _: None)
         assert len(curve) == 2

@@ -6,15 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from accel import Dynamics, Engine, dynamize, export, report_of
+from accel import Dynamics, Engine, export, report_of, stats
 from accel.compiler.backend import compiled_graphs
 from accel.compiler.options import CodebookOptions
 from accel.compiler.tables import TableGraph
-from accel.examples.recommender.backbones import BACKBONES, DYNAMIC
+from accel.examples.recommender.backbones import BACKBONES
 from accel.kernels.errors import OptionError
 from torch import Tensor, nn
 from torch.nn.functional import embedding, layer_norm, softmax
 
+from .. import models
 from ..compiler.solid.test_dynamize import CANDIDATES, HISTORY, ITEMS, dynamic, taught
 
 FOLDED: dict[str, Any] = {"codebook": True, "lowering": "eager", "verify": True}
@@ -70,6 +71,7 @@ FOLDS: dict[str, Any] = {
     "softmax": lambda m, x, ids: softmax(x @ m.weight, -1),
     "code": lambda m, x, ids: m.codes[(x @ m.codes.t()).argmin(-1)] @ m.weight,
     "twice": lambda m, x, ids: (x @ m.weight) * m.bias + x.sum(-1).sum(),
+    "dropout that is off": lambda m, x, ids: nn.functional.dropout(x, 0.5, False) @ m.weight,
     "by index": lambda m, x, ids: m.table[ids] @ m.weight,
     "a row is used alone": lambda m, x, ids: (x @ m.weight).mean(1),
 }
@@ -256,8 +258,40 @@ def test_exported_beside_a_tensor_of_the_same_name(tmp_path: Any) -> None:
 
 def test_a_static_model_is_folded_too() -> None:
     model = BACKBONES["SASRec"](ITEMS).eval()
-    dynamize(model, DYNAMIC, history="history", items=ITEMS)
     with torch.no_grad():
         run = compiled(model)
         torch.testing.assert_close(run(HISTORY, CANDIDATES), model(HISTORY, CANDIDATES))
     assert any(f": {ITEMS} rows" in each for each in folded(run))  # the candidates' vectors
+
+
+class Labelled(nn.Module):
+    """A diffusion transformer whose sample is scaled by what a label is projected to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = Rows(FOLDS["linear"])
+        self.transformer = models.dit()
+
+    def forward(self, sample: Tensor, timestep: Tensor, label: Tensor) -> Tensor:
+        scale = self.rows(label)[:, :2, None, None]  # the sample has two channels
+        inputs = {"timestep": timestep, "class_labels": label, "return_dict": False}
+        result: Tensor = self.transformer(sample * scale, **inputs)[0]
+        return result
+
+
+@pytest.mark.parametrize(
+    ("schedule", "predicted"), [("full", 0), ({"interval": 3, "warmup": 2}, 5)]
+)
+@torch.no_grad()
+def test_beside_a_skip_branch(schedule: Any, predicted: int) -> None:
+    """Both passes add inputs; the tables come first."""
+    model, label = Labelled().eval(), torch.tensor([1, 3])
+    run, errors = compiled(model, pade={"schedule": schedule}), []
+    for step in range(9):
+        sample, timestep = models.noise() * (1 - 0.02 * step), torch.full((2,), 900 - 50 * step)
+        found, expected = run(sample, timestep, label), model(sample, timestep, label)
+        errors.append(models.relative(found, expected))
+    assert len(folded(run)) == 1
+    assert stats(run).predicted_steps == predicted
+    assert max(errors[:2]) < 1e-5
+    assert max(errors) < (0.2 if predicted else 1e-5)
