@@ -35,6 +35,7 @@ class Reason(enum.Enum):
     CACHE_FORM = "a cache of another form"
     NO_TABLES = "nothing to fold"
     TOO_LARGE = "a table too large"
+    TOO_SMALL = "blocks too small to share"
     UNSUPPORTED_VALUE = "a value that cannot cross the region's border"
 
 

@@ -38,6 +38,8 @@ from .graphs import (
 
 __all__ = ["OutlinePass"]
 
+FEWEST = 12  # operations of a block; one of fewer is compiled in no time, and a call of it costs more
+
 
 @dataclass(frozen=True)
 class _Piece:
@@ -195,6 +197,11 @@ class OutlinePass:
                     refused.append(piece)
                 else:
                     groups.setdefault(_fingerprint(piece), []).append(piece)
+            longest = max((len(group[0].nodes) for group in groups.values()), default=FEWEST)
+            if longest < FEWEST:
+                detail = f"blocks of {longest} operations: a call costs more than compiling them"
+                yield stack.parent, [], [*refused, Skip(Reason.TOO_SMALL, detail)]
+                continue
             kept = [group for group in groups.values() if len(group) >= self.minimum]
             lone = [group[0].path for group in groups.values() if len(group) < self.minimum]
             if lone:

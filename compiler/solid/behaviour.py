@@ -18,12 +18,11 @@ class History:
 
     def __init__(self, history: Tensor, padding: int) -> None:
         valid = history != padding
-        length = history.shape[1]
-        place = torch.arange(length, device=history.device)
-        # A stable sort, as ONNX has none: all keys differ.
-        order = (place + length * ~valid).argsort(dim=1)
-        self.ids = history.gather(1, order)
         self.count = valid.sum(1)
+        # Where each is to go: items to the front, the rest behind them.
+        front = valid.cumsum(1) - 1
+        behind = self.count[:, None] + (~valid).cumsum(1) - 1
+        self.ids = torch.zeros_like(history).scatter(1, torch.where(valid, front, behind), history)
 
     @property
     def valid(self) -> Tensor:

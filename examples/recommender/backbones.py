@@ -104,7 +104,7 @@ class DIN(nn.Module):
     of each: so it stays affordable for a whole catalogue.
     """
 
-    def __init__(self, items: int, width: int = 32, hidden: int = 16) -> None:
+    def __init__(self, items: int, width: int = 32, hidden: int = 8) -> None:
         super().__init__()
         self.table = nn.Embedding(items, width)
         nn.init.normal_(self.table.weight, std=width**-0.5)

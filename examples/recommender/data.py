@@ -21,7 +21,7 @@ from ...kernels.errors import MissingDependencyError
 
 __all__ = ["MovieLens", "left_padded", "load"]
 
-LENGTH = 50  # of a history
+LENGTH = 30  # of a history
 
 
 @dataclass(frozen=True)

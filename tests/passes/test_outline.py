@@ -10,6 +10,12 @@ from torch import Tensor, nn
 from .test_blocks import Mix, Timed, report
 
 
+@pytest.fixture
+def however_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("accel.passes.outline.FEWEST", 1)
+
+
+@pytest.mark.usefixtures("however_small")
 @pytest.mark.parametrize("count", [2, 5])
 def test_outline_replaces_every_block(count: int) -> None:
     found = report(Timed(count)).passes["outline"]
@@ -17,6 +23,7 @@ def test_outline_replaces_every_block(count: int) -> None:
     assert found.details[0] == {"calls": count, "subgraphs": 1}
 
 
+@pytest.mark.usefixtures("however_small")
 def test_outline_leaves_blocks_that_differ() -> None:
     class Scaled(Mix):
         def __init__(self, scale: float) -> None:
@@ -71,6 +78,7 @@ class Streams(nn.Module):
         return self.leave(torch.nn.functional.layer_norm(image * text.mean(1, keepdim=True), (8,)))
 
 
+@pytest.mark.usefixtures("however_small")
 @torch.no_grad()
 def test_stacks_inside_and_outside_the_branch() -> None:
     """torch knows a shared subgraph by its name, which has to be one of its own."""
@@ -84,6 +92,7 @@ def test_stacks_inside_and_outside_the_branch() -> None:
     assert found["outline"].details[0] == {"calls": 6, "subgraphs": 2}
 
 
+@pytest.mark.usefixtures("however_small")
 @pytest.mark.parametrize("training", [False, True])
 def test_results_that_are_slices(training: bool) -> None:
     """Inductor would read them from the wrong place and write over its neighbours."""
@@ -100,3 +109,23 @@ def test_results_that_are_slices(training: bool) -> None:
         wanted = torch.autograd.grad(expected.square().sum(), parameters)
         gradients = torch.autograd.grad(got.square().sum(), parameters)
         torch.testing.assert_close(gradients, wanted)
+
+
+@torch.no_grad()
+def test_blocks_that_are_one_operation_stay() -> None:
+    """`nn.Sequential` numbers its layers as a list of blocks does."""
+
+    class Projected(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.project = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))
+
+        def forward(self, value: Tensor) -> Tensor:
+            return self.project(value)
+
+    model = Projected().eval()
+    fast = torch.compile(model, backend="accel", fullgraph=True)
+    fast(torch.randn(2, 8))
+    found = accel.report_of(fast).passes["outline"]
+    assert not found.matched
+    assert "blocks too small to share" in str(found.skipped[0])
