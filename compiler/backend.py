@@ -90,7 +90,10 @@ def accel_backend(
     program, results = rewrite(module, parsed, LEFT_OUT.get(parsed.lowering))
     check_lowering(parsed.lowering, program.training)
     config = torch._inductor.list_mode_options(mode) if mode and mode != "default" else None
-    function = lower(program.module, example_inputs, parsed.lowering, program.training, config)
+    folded = program.tables is not None
+    function = lower(
+        program.module, example_inputs, parsed.lowering, program.training, config, folded
+    )
     placeholders = module.graph.find_nodes(op="placeholder")
     owned = [index for index, node in enumerate(placeholders) if is_model_state(node)]
     # Rather a parameter: with dynamic=True, numbers of the model come as tensors made for the call.

@@ -14,8 +14,9 @@ from torch._inductor.lowering import constrain_to_fake_tensor, register_lowering
 from torch._inductor.virtualized import V
 
 from ..kernels.omnisparse import op, selection
+from ..passes.graphs import value_of
 
-__all__ = ["inductor_settings"]
+__all__ = ["inductor_settings", "short_call_settings"]
 
 # These stand in Inductor's graphs only, between its passes and its code generation. (Its own
 # operator for the first, inductor_force_stride_order, ties free sizes to their first values.)
@@ -147,3 +148,17 @@ def inductor_settings() -> dict[str, Any]:
     """Settings that Inductor needs for a graph with subgraphs."""
     earlier = torch._inductor.config.post_grad_custom_post_pass
     return {"post_grad_custom_post_pass": _SettleSubgraphs(earlier)}
+
+
+def short_call_settings(module: fx.GraphModule) -> dict[str, Any]:
+    """Settings for a graph on the CPU most of whose work is done before it is called.
+
+    What is left is many small operations. Called from C++ they take less, and a product with one
+    row is best compiled with what surrounds it. Inductor's C++ can't call subgraphs (torch 2.13).
+    """
+    values = [value_of(node) for node in module.graph.nodes]
+    elsewhere = any(isinstance(each, Tensor) and each.device.type != "cpu" for each in values)
+    shared = any(isinstance(each, fx.GraphModule) for each in module.children())
+    if elsewhere or shared:
+        return {}
+    return {"cpp_wrapper": True, "decompose_mem_bound_mm": True}

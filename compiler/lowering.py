@@ -39,13 +39,14 @@ def lower(
     lowering: str,
     training: bool = False,
     config: Mapping[str, Any] | None = None,
+    folded: bool = False,
 ) -> Callable[..., Any]:
     """A callable for `module`, compiled by Inductor or TensorRT, or the module itself ("eager").
 
     given: the inputs that Dynamo handed over; those that passes added come after them.
     training: whether gradients flow through the graph; shared subgraphs then need AOTAutograd also
     where nothing is compiled. config: Inductor's own settings, as `torch.compile(mode=...)` implies
-    them.
+    them. folded: whether much of the work has gone into tables.
     """
     if lowering == "eager" and not training:
         return module
@@ -61,7 +62,7 @@ def lower(
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.decomposition import select_decomp_table
 
-    from .inductor import inductor_settings
+    from .inductor import inductor_settings, short_call_settings
 
     # torch 2.13 caches the first trace of a shared subgraph. Inside a branch that first trace is
     # an alias check without decompositions, which Inductor then can't lower; saying which
@@ -73,7 +74,8 @@ def lower(
     # It also reads the outer backward graph's list of inputs that may be overwritten as if it were
     # the shared subgraph's, and overwrites a gradient that is still needed.
     with torch._functorch.config.patch(donated_buffer=False):
-        settings = {**inductor_settings(), **(config or {})}
+        short = short_call_settings(module) if folded else {}
+        settings = {**inductor_settings(), **short, **(config or {})}
         compiled: Any = compile_fx(module, inputs, config_patches=settings)
     return compiled
 

@@ -37,7 +37,7 @@ from .graphs import (
 )
 from .pairing import Stream, is_activation, partner_of
 
-__all__ = ["Block", "Region", "Stack", "find_region", "find_stacks"]
+__all__ = ["Block", "Region", "Stack", "find_region", "find_stacks", "flops", "where_of"]
 
 SMALL = 0.05  # a stack below this share of the largest one's work bounds no region
 
@@ -78,6 +78,12 @@ def _module_stack(node: fx.Node) -> list[tuple[str, str]]:
         (module_path(path), kind if isinstance(kind, str) else kind.__name__)
         for path, kind in entries
     ]
+
+
+def where_of(node: fx.Node) -> str:
+    """The module that a node was called in, and the node's name."""
+    stack = _module_stack(node)
+    return f"{stack[-1][0]} ({node.name})" if stack and stack[-1][0] else node.name
 
 
 def _members(node: fx.Node) -> Iterator[tuple[str, str, str]]:

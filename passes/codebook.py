@@ -17,7 +17,7 @@ After, where the tables are functions of the model's weights alone:
 
 The tables are computed by a graph of their own (`Tables`), again whenever a weight has changed.
 The pass reads structure, not classes: lookups in the model's tensors, and operations that treat
-each row alone.
+each row alone. Where only one row of those is read, the others are not computed (see `rows`).
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from torch.nn.functional import embedding, linear
 from ..kernels.errors import VerificationError
 from ..kernels.recurrence import op as recurrence
 from .base import PassResult, Program, Reason, Skip
+from .blocks import flops, where_of
 from .effects import mutated
 from .graphs import (
     add_placeholder,
@@ -44,18 +45,15 @@ from .graphs import (
     copy_module,
     fake_mode,
     hint,
+    insert_call,
     is_model_state,
+    storage_of,
     value_of,
 )
+from .rows import POINTWISE, is_off, select_early
 
 __all__ = ["CodebookPass", "Tables"]
 
-# Each element by itself, whatever its neighbours are.
-POINTWISE = {
-    "abs", "add", "clamp", "clone", "contiguous", "detach", "div", "exp", "gelu", "leaky_relu",
-    "log", "mul", "neg", "pow", "relu", "sigmoid", "silu", "softplus", "softsign", "sqrt",
-    "square", "sub", "tanh", "truediv",
-}  # fmt: skip
 REDUCING = {"argmax", "argmin", "mean", "sum"}
 NORMALIZING = {"log_softmax", "softmax"}
 COSTLY = {"argmax", "argmin", "layer_norm", "linear", "matmul"}
@@ -119,6 +117,8 @@ class CodebookPass:
         module, _ = copy_module(program.module)
         module.graph.eliminate_dead_code()
         opened = _open_recurrences(module.graph)
+        before = _work(module.graph)
+        selected = select_early(module.graph)
         state, rows = _analysed(module.graph)
         borders = [
             node
@@ -135,24 +135,26 @@ class CodebookPass:
             size = _bytes(node, rows[node])
             if total + size > self.most:
                 detail = f"a table of {size} bytes is more than is left of {self.most}"
-                skipped.append(Skip(Reason.TOO_LARGE, detail, node.name))
+                skipped.append(Skip(Reason.TOO_LARGE, detail, where_of(node)))
                 continue
             total += size
             kept.append(node)
         if not kept:
             return program, PassResult(self.name, skipped=tuple(skipped))
-        saved = _operations(kept, rows)
+        matched = tuple(f"{where_of(node)}: {rows[node].count} rows" for node in kept)
         tables, products = _fold(module, kept, state, rows)
         module.graph.eliminate_dead_code()
         module.recompile()
+        after = _work(module.graph)
         details = {
             "tables": len(kept),
             "table bytes": total,
-            "operations saved a call": saved,
+            "flops a call": f"{after[0]:,} instead of {before[0]:,}",
+            "bytes of results a call": f"{after[1]:,} instead of {before[1]:,}",
             "recurrences opened": opened,
+            "operations for one row": selected,
             "products with a whole table": products,
         }
-        matched = tuple(f"{node.name}: {rows[node].count} rows" for node in kept)
         result = PassResult(self.name, matched, tuple(skipped), details)
         return dataclasses.replace(program, module=module, tables=tables), result
 
@@ -185,23 +187,16 @@ def _open_recurrences(graph: fx.Graph) -> int:
             continue
         own_input, own_state, bias_input, bias_state = weights
         with graph.inserting_before(node), fake_mode(graph):
-            gates = _call(graph, linear, input, own_input, bias_input)
-            state = _call(graph, operator.getitem, begin, 0)
-            states = _call(graph, recurrence.OPERATOR, gates, state, own_state, bias_state)
+            gates = insert_call(graph, linear, input, own_input, bias_input)
+            state = insert_call(graph, operator.getitem, begin, 0)
+            states = insert_call(graph, recurrence.OPERATOR, gates, state, own_state, bias_state)
+        gates.meta["nn_module_stack"] = node.meta.get("nn_module_stack")
         for user in list(node.users):
             user.replace_all_uses_with(states)
             graph.erase_node(user)
         graph.erase_node(node)
         opened += 1
     return opened
-
-
-def _call(graph: fx.Graph, function: Callable[..., Any], *args: Any) -> fx.Node:
-    """A new node, with its value."""
-    node = graph.call_function(function, args)
-    values = [value_of(each) if isinstance(each, fx.Node) else each for each in args]
-    node.meta["example_value"] = function(*values)
-    return node
 
 
 def _analysed(graph: fx.Graph) -> tuple[set[fx.Node], dict[fx.Node, _Rows]]:
@@ -282,7 +277,7 @@ def _treats_rows_alone(
     args: Any = node.args
     name, kwargs = call_name(node), node.kwargs
     inner = value_of(sources[0]).dim() - outer
-    if name in POINTWISE or (name == "dropout" and _is_off(node)):
+    if name in POINTWISE or (name == "dropout" and is_off(node)):
         tensors = [value_of(each) for each in node.all_input_nodes if each not in sources]
         alike = all(value_of(each).dim() == value_of(sources[0]).dim() for each in sources)
         return alike and all(each.dim() <= inner for each in tensors)
@@ -304,12 +299,6 @@ def _treats_rows_alone(
     return False
 
 
-def _is_off(dropout: fx.Node) -> bool:
-    names = ("input", "p", "training")
-    given = dict(zip(names, dropout.args, strict=False)) | dropout.kwargs
-    return dropout.op == "call_function" and given.get("training", True) is False
-
-
 def _tail(node: fx.Node, found: _Rows) -> tuple[int, ...]:
     """The shape of a row."""
     return tuple(int(size) for size in value_of(node).shape[value_of(found.ids).dim() :])
@@ -319,21 +308,18 @@ def _bytes(node: fx.Node, found: _Rows) -> int:
     return found.count * math.prod(_tail(node, found)) * int(value_of(node).element_size())
 
 
-def _operations(kept: list[fx.Node], rows: dict[fx.Node, _Rows]) -> int:
-    """Multiplications and additions of the projections that a call is spared, at the example's
-    sizes."""
-    total, seen, todo = 0, set(), list(kept)
-    while todo:
-        node = todo.pop()
-        if node in seen or node not in rows:
-            continue
-        seen.add(node)
-        todo.extend(node.all_input_nodes)
-        if call_name(node) in ("linear", "matmul"):
-            args: Any = node.args
-            size = math.prod(hint(each) for each in value_of(node).shape)
-            total += 2 * size * int(value_of(args[0]).shape[-1])
-    return total
+def _work(graph: fx.Graph) -> tuple[int, int]:
+    """At the example's sizes: multiplications and additions of matrix products, and bytes of all
+    that is computed, views aside."""
+    made: dict[int, int] = {}
+    for node in graph.nodes:
+        value = value_of(node)
+        if node.op in ("placeholder", "get_attr") and isinstance(value, Tensor):
+            made[storage_of(value)] = 0
+        elif isinstance(value, Tensor):
+            size = math.prod(hint(each) for each in value.shape) * value.element_size()
+            made.setdefault(storage_of(value), size)
+    return sum(map(flops, graph.nodes)), sum(made.values())
 
 
 def _fold(
@@ -377,12 +363,12 @@ def _lookup(graph: fx.Graph, table: fx.Node, found: _Rows) -> fx.Node:
     """The rows of a table [ids, ...], found as they were before: so that the same ids are refused,
     and negative ones count from the end or do not."""
     if not found.found:
-        return _call(graph, operator.getitem, table, found.ids)
+        return insert_call(graph, operator.getitem, table, found.ids)
     if value_of(table).dim() == 2:
-        return _call(graph, embedding, found.ids, table)
-    column = _call(graph, operator.getitem, table, (slice(None), None))
-    rows = _call(graph, embedding, found.ids, column)
-    return _call(graph, operator.getitem, rows, (Ellipsis, 0))
+        return insert_call(graph, embedding, found.ids, table)
+    column = insert_call(graph, operator.getitem, table, (slice(None), None))
+    rows = insert_call(graph, embedding, found.ids, column)
+    return insert_call(graph, operator.getitem, rows, (Ellipsis, 0))
 
 
 def _multiply_at_once(node: fx.Node, table: fx.Node, found: _Rows) -> int:
@@ -399,8 +385,8 @@ def _multiply_at_once(node: fx.Node, table: fx.Node, found: _Rows) -> int:
     for user in users:
         vector: Any = user.args[1]
         with graph.inserting_before(user), fake_mode(graph):
-            product = _call(graph, linear, vector.args[0], table)
-            column = _call(graph, operator.getitem, product, (Ellipsis, None))
+            product = insert_call(graph, linear, vector.args[0], table)
+            column = insert_call(graph, operator.getitem, product, (Ellipsis, None))
         user.replace_all_uses_with(column)
         graph.erase_node(user)
     return len(users)

@@ -21,6 +21,7 @@ __all__ = [
     "gather",
     "graph_modules",
     "hint",
+    "insert_call",
     "is_data_dependent",
     "is_model_state",
     "is_module_reference",
@@ -329,6 +330,14 @@ def fake_mode(graph: fx.Graph) -> Any:
         if mode is not None:
             return mode
     raise ValueError("the graph carries no fake tensors: it was not captured by Dynamo")
+
+
+def insert_call(graph: fx.Graph, function: Callable[..., Any], *args: Any) -> fx.Node:
+    """A new node at the point of insertion, with its value. To be called under `fake_mode`."""
+    node = graph.call_function(function, args)
+    values = [value_of(each) if isinstance(each, fx.Node) else each for each in args]
+    node.meta["example_value"] = function(*values)
+    return node
 
 
 def is_data_dependent(size: Any) -> bool:

@@ -38,7 +38,7 @@ from .graphs import (
 
 __all__ = ["OutlinePass"]
 
-FEWEST = 12  # operations of a block; one of fewer is compiled in no time, and a call of it costs more
+FEWEST = 12  # operations of a block: to call one of fewer costs more than to compile it again
 
 
 @dataclass(frozen=True)

@@ -72,14 +72,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("accel_bench"))
     parser.add_argument("--length", type=int, default=20)
-    parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--repeats", type=int, default=201, help="of calls for one user")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     rows = []
     for name in ("SASRec", "GRU4Rec"):
         for users, candidates in ((1, 10_000), (1, None), (1024, None)):
             with fresh_cache():  # so that compiling takes what it takes the first time
-                rows.append(_compared(name, users, candidates, arguments.length, arguments.repeats))
+                repeats = max(arguments.repeats // users, 11)
+                rows.append(_compared(name, users, candidates, arguments.length, repeats))
             print(rows[-1], flush=True)
             with (arguments.output / "speed.csv").open("w", newline="") as file:
                 writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from .aten import step_by_step, through_gru
 
 __all__ = ["compiled", "recurrence"]
 
-# Up to this width, and below so many sequences, the compiled recurrence is the fastest, and steps of
-# ATen's operations elsewhere; without it torch's own GRU is, for few sequences. Measured on 2 cores
+log = logging.getLogger("accel")
+
+# Up to this width, and below so many sequences, the compiled recurrence is the fastest, elsewhere
+# steps of ATen's operations; without it torch's own GRU is, for few sequences. Measured on 2 cores
 # with AVX-512.
 NARROW, FEW = 128, 32
 SHARED = 16  # sequences, from which on threads share them
@@ -47,4 +50,6 @@ def compiled() -> tuple[Callable[..., None] | None, str]:
         found: Any = CppPythonBindingsCodeCache.load_pybinding(types, source, needs_vec_isa=True)
         return found, ""
     except Exception as error:  # any: of Inductor's, the compiler's or the loader's
-        return None, f"{type(error).__name__}: {first_line(error)}"
+        why = f"{type(error).__name__}: {first_line(error)}"
+        log.warning("GRUs run in ATen's operations, as their C++ could not be compiled: %s", why)
+        return None, why

@@ -224,8 +224,35 @@ def test_recommenders(name: str, rank: int | None) -> None:
         torch.testing.assert_close(run(history, candidates), made(history, candidates))
     details = report_of(run).passes["codebook"].details[0]
     assert details["recurrences opened"] == (3 if name == "GRU4Rec" else 2)
-    assert any(f": {ITEMS + 1} rows" in each for each in folded(run))  # the items' codes
-    assert any(each.endswith(": 5 rows") for each in folded(run))  # what codes are decoded to
+    codes, decoded = f": {ITEMS + 1} rows", ": 5 rows"
+    assert any(each.startswith("hypernetwork.items.codebook") and each.endswith(codes)
+               for each in folded(run))  # fmt: skip
+    assert any(each.startswith("hypernetwork.items.encoder") and each.endswith(decoded)
+               for each in folded(run))  # fmt: skip
+
+
+@torch.no_grad()
+def test_work_is_counted() -> None:
+    """By hand: projections of 6 looked-up rows of 4 to 3, and their products with 3 to 2."""
+
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.project = nn.Embedding(7, 4), nn.Linear(4, 3)
+            self.last = nn.Parameter(torch.randn(2, 3, 2))
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.project(self.table(ids)) @ self.last
+
+    run = compiled(Counted())
+    run(IDS)
+    details = report_of(run).passes["codebook"].details[0]
+    product = 2 * 6 * 3 * 2
+    assert details["flops a call"] == f"{product} instead of {2 * 6 * 4 * 3 + product}"
+    # Rows, projected rows, and the product; then rows of the table and the product.
+    assert details["bytes of results a call"] == (
+        f"{4 * (18 + 12)} instead of {4 * (24 + 18 + 12)}"
+    )
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])

@@ -17,7 +17,7 @@ def given(batch: int, length: int, width: int = 6) -> tuple[Tensor, tuple[Tensor
     return gru(inputs, begin)[0], (gates, begin[0], gru.weight_hh_l0, gru.bias_hh_l0)
 
 
-# Compiled up to a width of 128, by threads from 16 sequences on; step by step for 32 that are wider.
+# Compiled up to a width of 128, with threads from 16 sequences on; in steps for 32 that are wider.
 @pytest.mark.parametrize(
     ("batch", "length", "width"),
     [(1, 1, 1), (3, 5, 6), (1, 20, 65), (2, 0, 16), (100, 3, 64), (31, 2, 131), (32, 3, 131)],
@@ -50,7 +50,9 @@ def test_few_sequences_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @torch.no_grad()
-def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     from torch._inductor.codecache import CppPythonBindingsCodeCache
 
     def refuse(*_: object, **__: object) -> None:
@@ -60,6 +62,7 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu.compiled.cache_clear()
     try:
         assert cpu.compiled() == (None, "RuntimeError: no compiler here")
+        assert "no compiler here" in caplog.text
         expected, inputs = given(3, 5)
         torch.testing.assert_close(cpu.recurrence(*inputs), expected)
     finally:
