@@ -100,6 +100,11 @@ class DynamicModel(nn.Module):
 
     def weights_of(self, history: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The weights of the layers by their names, [B, ...] each; and the codebook's loss."""
+        if history.dim() != 2 or history.dtype not in (torch.int64, torch.int32):
+            raise OptionError(
+                f"{self.history!r} is {history.dtype} of shape {list(history.shape)}; needed are "
+                "ids of items, int64 [batch, length]"
+            )
         encoded: Encoded = self.hypernetwork(history)
         weights: dict[str, Tensor] = {}
         for name, generator in zip(self.layers, self.generators, strict=True):

@@ -71,7 +71,9 @@ class SASRec(_TwoTowers):
         self.norm = nn.LayerNorm(width)
 
     def state(self, history: Tensor) -> Tensor:
-        """Padding is on the left, so that the last place is the last item."""
+        """Padding is on the left, so that the last place is the last item. Of a history longer than
+        the table of positions the last items are read."""
+        history = history[:, -self.positions.shape[0] :]
         length = history.shape[1]
         place = torch.arange(length, device=history.device)
         causal = place <= place[:, None]

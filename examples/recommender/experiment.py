@@ -3,7 +3,7 @@ r"""SOLID against what it is made of, on MovieLens-100k: every model trained equ
     python -m accel.examples.recommender.experiment --output results
 
 Writes runs.csv (a line for each model and seed, as soon as it is done; those in it already are not
-run again) and curves.csv. `summary` makes the table.
+run again), curves.csv, and of these summary.md and curves.png.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ...compiler.extras import optional
 from ...compiler.solid import Dynamics, dynamize
 from .backbones import BACKBONES, DYNAMIC
 from .data import MovieLens, load
@@ -26,7 +27,7 @@ from .measure import CUTS, Ranking
 from .semantics import by_genre, by_text
 from .train import trained
 
-__all__ = ["Task", "main", "models", "summary", "tasks"]
+__all__ = ["Task", "main", "models", "plotted", "summary", "tasks"]
 
 GENERATORS: dict[str, dict[str, Any]] = {"DUET": {}, "APG": {"rank": 16}}
 FIELDS = ("backbone", "generator", "form", "semantics", "seed")
@@ -98,7 +99,7 @@ def _run(given: tuple[Task, dict[str, Tensor]]) -> list[dict[str, Any]]:
         values = (task.backbone, task.generator or "static", form, task.semantics or "", task.seed)
         line: dict[str, Any] = dict(zip(FIELDS, values, strict=True))
         line |= {name: round(each, 5) for name, each in _measures(found).items()}
-        line |= {"epochs": len(curve), "seconds": round(time.time() - started)}
+        line |= {"seconds": round(time.time() - started)}
         lines.append(line | {"curve": curve})
     return lines
 
@@ -126,6 +127,36 @@ def summary(runs: Path) -> str:
             cells.append(f"{float(values.mean()):.4f}{spread}")
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
+
+
+def plotted(curves: Path, picture: Path) -> None:
+    """NDCG@10 of the validation items by epoch, means over seeds: a panel for each backbone and
+    generator, with labels from genres."""
+    pyplot: Any = optional("matplotlib.pyplot", "examples")
+    panels: dict[tuple[str, str], dict[str, dict[int, list[float]]]] = {}
+    with curves.open() as file:
+        for line in csv.DictReader(file):
+            if line["semantics"] == "text":
+                continue
+            static = line["generator"] == "static"
+            for generator in GENERATORS if static else (line["generator"],):
+                name = "static" if static else line["form"]
+                points = panels.setdefault((line["backbone"], generator), {}).setdefault(name, {})
+                points.setdefault(int(line["epoch"]), []).append(float(line["ndcg@10"]))
+    figure, axes = pyplot.subplots(
+        1, len(panels), figsize=(3.4 * len(panels), 3), sharey=True, squeeze=False
+    )
+    for ((backbone, generator), forms), axis in zip(panels.items(), axes[0], strict=True):
+        for name, points in forms.items():
+            means = [sum(each) / len(each) for each in points.values()]
+            label = generator if name == "plain" else name
+            axis.plot(list(points), means, label=label)
+        axis.set(title=f"{backbone}, {generator}", xlabel="epoch")
+        axis.legend()
+    axes[0][0].set_ylabel("NDCG@10, validation")
+    figure.tight_layout()
+    figure.savefig(picture, dpi=100)
+    pyplot.close(figure)
 
 
 def main() -> None:
@@ -160,6 +191,7 @@ def main() -> None:
                 ])  # fmt: skip
                 print(" ".join(f"{name}={each}" for name, each in line.items()), flush=True)
     (arguments.output / "summary.md").write_text(summary(runs))
+    plotted(curves, arguments.output / "curves.png")
 
 
 def _last(task: Task) -> tuple[str, ...]:

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ...compiler.extras import optional
+from ...compiler.solid import DynamicModel
 from .data import MovieLens
 from .measure import Ranking, ranking, scores_of
 
-__all__ = ["Recipe", "trained"]
+__all__ = ["Objective", "Recipe", "trained"]
 
 NDCG_10 = 1  # of `Ranking.ndcg`
 
@@ -33,18 +35,48 @@ class Recipe:
     code_weight = 0.1
 
 
+class Objective(nn.Module):
+    """A model, called for its loss: that is what DDP has to wrap."""
+
+    def __init__(self, model: nn.Module, code_weight: float) -> None:
+        super().__init__()
+        self.model = model
+        self.code_weight = code_weight
+
+    def forward(self, histories: Tensor, candidates: Tensor) -> Tensor:
+        """candidates: int64 [B, C], the first of which was watched. Returns the mean loss."""
+        if isinstance(self.model, DynamicModel):
+            scores, code_loss = self.model.with_code_loss(histories, candidates)
+        else:
+            scores, code_loss = self.model(histories, candidates), torch.zeros(())
+        # A negative that is the target is none.
+        others = torch.arange(candidates.shape[1], device=candidates.device) > 0
+        scores = scores.masked_fill((candidates == candidates[:, :1]) & others, -torch.inf)
+        first = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
+        loss: Tensor = nn.functional.cross_entropy(scores, first) + self.code_weight * code_loss
+        return loss
+
+
 def trained(
     model: nn.Module, films: MovieLens, seed: int, progress: Callable[[str], None] = print
 ) -> tuple[nn.Module, Ranking, list[tuple[int, float, float]]]:
     """Train in place. Returns the model as of its best epoch, its ranking of the test items, and
-    for each epoch that was ranked its number, loss, and NDCG@10 on the validation items."""
+    for each epoch that was ranked its number, loss, and NDCG@10 on the validation items.
+
+    By accelerate: started by `accelerate launch`, each process takes its share of every batch, and
+    what is learnt is what one process learns (the codebook's loss is a mean over each process'
+    items, which are as many only where histories are full).
+    """
+    accelerate: Any = optional("accelerate", "bench")
     recipe = Recipe()
+    accelerator = accelerate.Accelerator(cpu=True)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe.rate, weight_decay=recipe.weight_decay
     )
+    objective, optimizer = accelerator.prepare(Objective(model, recipe.code_weight), optimizer)
     steps = recipe.epochs * -(-recipe.examples // recipe.batch)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer.optimizer, steps)
     users, places = films.examples()
     validation = films.held_out(2)
     best, kept, curve = -1.0, copy.deepcopy(model.state_dict()), []
@@ -58,20 +90,14 @@ def trained(
                 1, films.items, (len(some), recipe.negatives), generator=generator
             )
             candidates = torch.cat([targets[:, None], negatives], 1)
-            scores, code_loss = _called(model, histories, candidates)
-            # A negative that is the target is none.
-            scores = scores.masked_fill(
-                (candidates == targets[:, None]) & (torch.arange(candidates.shape[1]) > 0),
-                -torch.inf,
-            )
-            first = torch.zeros(len(some), dtype=torch.long)
-            loss = nn.functional.cross_entropy(scores, first) + recipe.code_weight * code_loss
+            own = slice(accelerator.process_index, None, accelerator.num_processes)
+            loss = objective(histories[own], candidates[own])
             optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(model.parameters(), 5.0)
             optimizer.step()
             schedule.step()
-            total += float(loss.detach())
+            total += float(accelerator.reduce(loss.detach(), "mean"))
         if epoch % recipe.ranked:
             continue
         model.eval()
@@ -84,14 +110,6 @@ def trained(
     return model, _ranked(model.eval(), films, films.held_out(1)), curve
 
 
-def _called(model: Any, histories: torch.Tensor, candidates: torch.Tensor) -> Any:
-    if hasattr(model, "with_code_loss"):
-        return model.with_code_loss(histories, candidates)
-    return model(histories, candidates), torch.zeros(())
-
-
-def _ranked(
-    model: nn.Module, films: MovieLens, held_out: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-) -> Ranking:
+def _ranked(model: nn.Module, films: MovieLens, held_out: tuple[Tensor, Tensor, Tensor]) -> Ranking:
     histories, targets, seen = held_out
     return ranking(scores_of(model, histories, films.items), targets, seen)

@@ -63,6 +63,7 @@ def test_labels_by_genre() -> None:
 def test_what_is_trained(generator: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each form once, SOLID with the codes that the first has learnt."""
     monkeypatch.setattr(Recipe, "epochs", 2)
+    monkeypatch.setattr(Recipe, "ranked", 1)
     monkeypatch.setattr(Recipe, "batch", 3)
     task, labels = Task("GRU4Rec", generator, "genres", 0), by_genre(FILMS, fewest=2)
     forms = []
@@ -81,7 +82,14 @@ def test_what_is_trained(generator: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_every_model_is_there_once() -> None:
     every = list(tasks(3))
-    assert len(every) == len(set(every)) == 3 * len(BACKBONES) * 7
+    assert len(every) == len(set(every)) == 3 * (7 + 7 + 5)
+    assert {each.backbone for each in every} == set(BACKBONES)
+
+
+def test_longer_histories_than_positions() -> None:
+    model = BACKBONES["SASRec"](9).eval()
+    history, candidates = torch.randint(1, 9, (2, 60)), torch.arange(9).expand(2, -1)
+    torch.testing.assert_close(model(history, candidates), model(history[:, -50:], candidates))
 
 
 def test_summary(tmp_path: Path) -> None:

@@ -243,6 +243,9 @@ def test_calls_that_cannot_be() -> None:
     _, made = dynamic("SASRec")
     with pytest.raises(OptionError, match="lacks 'history'"):
         made(candidates=CANDIDATES)
+    for wrong in (HISTORY[0], HISTORY.float()):
+        with pytest.raises(OptionError, match="needed are ids of items"):
+            made(wrong, CANDIDATES)
     with pytest.raises(OptionError, match="call the model that dynamize"):
         made.model(HISTORY, CANDIDATES)
     weights = {"weight": torch.randn(3, 4, 4), "bias": torch.randn(3, 4)}
