@@ -75,7 +75,8 @@ class Report:
             "captured whole (fullgraph=True)"
             + (f", compiled {len(self.graphs)} times" if len(self.graphs) > 1 else "")
             if self.fullgraph
-            else f"{len(self.graphs)} graphs: torch.compile can't capture this model as one"
+            else f"{len(self.graphs)} graphs: torch.compile can't capture this model as one, or it "
+            "is also part of another that is compiled"
         ]
         for name, report in self.passes.items():
             lines.append(
@@ -85,7 +86,7 @@ class Report:
                 lines.append("  " + ", ".join(f"{key} {value}" for key, value in detail.items()))
             if name == "pade" and report.matched:
                 lines.append("  " + self._saving())
-            lines += [f"  not applied: {skip}" for skip in report.skipped]
+            lines += dict.fromkeys(f"  not applied: {skip}" for skip in report.skipped)
         for graph in self.graphs:
             if graph.partitions:
                 lines.append(f"for TensorRT: {', '.join(graph.partitions)}")

@@ -164,11 +164,20 @@ def _effect(graph: fx.Graph) -> str:
     if torch._C._is_any_autocast_enabled():
         return "autocast is on: the tables would be computed in other types"
     for node in graph.nodes:
-        if mutated(node) is not None:
-            return f"{node.name} changes a tensor in place"
+        target = mutated(node)
+        if target is not None and _is_computed_on_inputs(target):
+            return f"{node.name} changes in place what may share memory with an input or a weight"
         if "autocast" in call_name(node):
             return "autocast is turned on inside: the tables would be computed in other types"
     return ""
+
+
+def _is_computed_on_inputs(node: fx.Node) -> bool:
+    """Not so a mask, say, made from sizes alone: nothing that is looked up shares its memory."""
+    return any(
+        each.op == "placeholder" and isinstance(value_of(each), Tensor)
+        for each in ancestors([node])
+    )
 
 
 def _open_recurrences(graph: fx.Graph) -> int:

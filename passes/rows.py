@@ -20,6 +20,7 @@ from typing import Any
 from torch import Tensor, fx
 from torch.nn.functional import scaled_dot_product_attention
 
+from .effects import mutated
 from .graphs import call_name, fake_mode, insert_call, value_of
 
 __all__ = ["POINTWISE", "is_off", "select_early"]
@@ -34,8 +35,9 @@ EVERY = slice(None)
 
 
 def select_early(graph: fx.Graph) -> int:
-    """Move selections in a pure graph to before what they can be before of; how many operations
-    are now done for one row."""
+    """Move selections to before what they can be before of; how many operations are now done for
+    one row. Each stays where it was in the order, so that changes in place come before or after as
+    they did."""
     moved, again = 0, True
     while again:
         again = False
@@ -77,9 +79,9 @@ def _at(source: Any, dim: int, place: int) -> Any:
 
 def _computed_for(node: fx.Node, dim: int, place: int) -> fx.Node | None:
     """What `node[:, ..., place]` is, with the place of `node`'s inputs selected before."""
-    if node.op not in ("call_function", "call_method") or any(
-        isinstance(each, fx.Node) for each in node.kwargs.values()
-    ):
+    if node.op not in ("call_function", "call_method") or mutated(node) is not None:
+        return None
+    if any(isinstance(each, fx.Node) for each in node.kwargs.values()):
         return None
     name, rank = call_name(node), value_of(node).dim()
     args: Any = node.args

@@ -64,6 +64,9 @@ def in_bfloat16(compute: Any) -> Any:
 
 
 FOLDS: dict[str, Any] = {
+    "a mask is made in place": lambda m, x, ids: (
+        x @ m.weight + torch.ones(1, ids.shape[1], 1).cumsum_(1).clamp_(max=2)
+    ),
     "linear": lambda m, x, ids: nn.functional.linear(x, m.weight, m.bias).tanh(),
     "matmul": lambda m, x, ids: 2 * (x @ m.weight.t()) - m.bias,
     "nearest": lambda m, x, ids: ((m.codes**2).sum(1) - 2 * (x @ m.codes.t())).argmin(-1),
@@ -94,7 +97,16 @@ STAYS: dict[str, Any] = {
     "changed before": lambda m, x, ids: x.mul_(2) @ m.weight,
     "changed in part": lambda m, x, ids: changed(x) @ m.weight,
     "its table is changed": lambda m, x, ids: changed(m.cache)[ids] @ m.weight,
-    "something else is changed": lambda m, x, ids: (x @ m.weight, ids.float().add_(5)),
+    "a view of it is changed": lambda m, x, ids: (x.diagonal(dim1=1, dim2=2).zero_(), x @ m.weight)[
+        1
+    ],
+    "ids are changed": lambda m, x, ids: (lambda own: (m.table[own] @ m.weight, own.fill_(0))[0])(
+        ids.clone()
+    ),
+    "a view of its table is changed": lambda m, x, ids: (
+        m.cache.diagonal().fill_(7),
+        m.cache[ids] @ m.weight,
+    )[1],
     "other types inside": lambda m, x, ids: in_bfloat16(lambda: x @ m.weight),
     "counts that differ": lambda m, x, ids: (m.table[ids - 3] + m.more[ids - 3]) @ m.weight,
     "a mask": lambda m, x, ids: (x * (ids != 0)[..., None]) @ m.weight,

@@ -95,11 +95,25 @@ def test_an_operand_that_is_broadcast_to_others() -> None:
         lambda x: scaled_dot_product_attention(x, x, x, is_causal=True)[:, 3],
         lambda x: x.transpose(0, 2)[:, 3].contiguous(),
         lambda x: x.exp()[:, None],
+        lambda x: nn.functional.relu(x * 1, inplace=True)[:, 1],
     ],
 )
 @torch.no_grad()
 def test_what_stays(function: Callable[[Tensor], Any]) -> None:
     assert moved(function, torch.randn(2, 5, 6)) == 0
+
+
+@torch.no_grad()
+def test_changes_in_place_keep_their_place() -> None:
+    def function(x: Tensor) -> Tensor:
+        own = x.clone()
+        before = own.exp()[:, 1]
+        own.fill_(2)
+        after = own.exp()[:, 1]
+        after.add_(1)
+        return before + after
+
+    assert moved(function, torch.randn(2, 5, 6)) == 2
 
 
 @torch.no_grad()
