@@ -82,7 +82,7 @@ def test_what_is_trained(generator: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_every_model_is_there_once() -> None:
     every = list(tasks(3))
-    assert len(every) == len(set(every)) == 3 * (7 + 7 + 5)
+    assert len(every) == len(set(every)) == 3 * (6 + 6 + 5)
     assert {each.backbone for each in every} == set(BACKBONES)
 
 
