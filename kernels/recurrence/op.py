@@ -19,12 +19,28 @@ __all__ = ["OPERATOR", "recurrence"]
 
 def _recurrence(gates: Tensor, state: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     given = gates, state, weight, bias
+    _check(*given)
     if torch.is_grad_enabled() and any(each.requires_grad for each in given):
         raise OptionError(
             "accel::recurrence has no gradients: call it under torch.no_grad(), or train with "
             "torch.nn.GRU"
         )
     return (cpu.recurrence if gates.device.type == "cpu" else through_gru)(*given)
+
+
+def _check(gates: Tensor, state: Tensor, weight: Tensor, bias: Tensor) -> None:
+    """Before compiled code reads memory by these sizes."""
+    batch, width, length = state.shape[:1], state.shape[-1:], gates.shape[1:2]
+    three = tuple(3 * each for each in width)
+    needed = [(*batch, *length, *three), (*batch, *width), (*three, *width), three]
+    types = {each.dtype for each in (gates, state, weight, bias)}
+    if [tuple(each.shape) for each in (gates, state, weight, bias)] == needed and len(types) == 1:
+        return
+    found = ", ".join(f"{each.dtype} {list(each.shape)}" for each in (gates, state, weight, bias))
+    raise OptionError(
+        f"gates, state, weight and bias are {found}; needed are [B, L, 3 H], [B, H], [3 H, H] and "
+        "[3 H] of one type"
+    )
 
 
 def _like(gates: Tensor, state: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -49,8 +65,8 @@ def recurrence(gates: Tensor, state: Tensor, weight: Tensor, bias: Tensor) -> Te
 
     gates: [B, L, 3 H], the inputs' part of the gates (reset, update, new), with its bias. state:
     [B, H], that before the first step. weight, bias: [3 H, H] and [3 H], the states' part. As
-    `torch.nn.GRU` orders and computes them, all of one type. No gradients: OptionError where they
-    would be needed.
+    `torch.nn.GRU` orders and computes them, all of one type. No gradients. Raises OptionError where
+    they would be needed, and for shapes and types that do not fit together.
     """
     result: Tensor = torch.ops.accel.recurrence(gates, state, weight, bias)
     return result

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from accel.kernels.recurrence import cpu, recurrence, reference
@@ -97,3 +99,15 @@ def test_no_gradients() -> None:
     # By what it says, as the operator may be that of another copy of the package.
     with pytest.raises(ValueError, match="accel::recurrence has no gradients: call it under"):
         recurrence(*given(3, 5)[1])
+
+
+@pytest.mark.parametrize("which", range(4))
+@pytest.mark.parametrize(
+    "change", [torch.Tensor.double, lambda each: each[..., :-1], lambda each: each[None]]
+)
+@torch.no_grad()
+def test_inputs_that_do_not_fit(which: int, change: Callable[[Tensor], Tensor]) -> None:
+    inputs = list(given(3, 5)[1])
+    inputs[which] = change(inputs[which])
+    with pytest.raises(ValueError, match="needed are"):
+        recurrence(*inputs)
