@@ -94,9 +94,9 @@ def _computed_for(node: fx.Node, dim: int, place: int) -> fx.Node | None:
         if dim >= rank - inner:
             return None
         chosen = [_at(args[0], dim, place), *args[1:]]
-    elif name == "flatten" and len(args) == 2 and dim < args[1]:
+    elif name == "flatten" and len(args) == 2 and dim < args[1] and not node.kwargs:
         chosen = [_at(args[0], dim, place), args[1] - 1]
-    elif name == "transpose" and dim in (args[1] % rank, args[2] % rank):
+    elif name == "transpose" and len(args) == 3 and dim in (args[1] % rank, args[2] % rank):
         return _of_transposed(args[0], dim, place, args[1] % rank + args[2] % rank - dim)
     elif node.target is scaled_dot_product_attention and dim == rank - 2 and not node.kwargs:
         return None if _is_one(value_of(node).shape[dim]) else _of_attention(args, dim, place)
@@ -133,7 +133,7 @@ def _of_attention(args: Any, dim: int, place: int) -> fx.Node | None:
     graph, only = args[0].graph, slice(place, place + 1 or None)
 
     def narrowed(each: Any) -> Any:
-        if each is None or _is_one(value_of(each).shape[-2]):
+        if each is None or value_of(each).dim() < 2 or _is_one(value_of(each).shape[-2]):
             return each
         return insert_call(graph, operator.getitem, each, (Ellipsis, only, EVERY))
 
@@ -144,14 +144,14 @@ def _of_attention(args: Any, dim: int, place: int) -> fx.Node | None:
 
 
 def _again(node: fx.Node, args: list[Any]) -> fx.Node:
-    """The node's operation on other operands."""
-    copy = node.graph.create_node(node.op, node.target, tuple(args), dict(node.kwargs))
+    """The node's operation on other operands, said to be called where it was."""
+    copy = node.graph.node_copy(node)
+    copy.args = tuple(args)
     values = [value_of(each) if isinstance(each, fx.Node) else each for each in args]
     function: Any = node.target
     if node.op == "call_method":
-        copy.meta["example_value"] = getattr(values[0], function)(*values[1:], **node.kwargs)
-    else:
-        copy.meta["example_value"] = function(*values, **node.kwargs)
+        function = getattr(type(values[0]), function)
+    copy.meta["example_value"] = function(*values, **node.kwargs)
     return copy
 
 

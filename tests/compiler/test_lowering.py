@@ -8,7 +8,8 @@ from typing import Any
 import accel
 import pytest
 import torch
-from accel.compiler.inductor import inductor_settings
+from accel.compiler.inductor import inductor_settings, short_call_settings
+from accel.compiler.solid.behaviour import BehaviourEncoder
 from accel.kernels.omnisparse import selection
 from accel.tests.models import dit, noise
 from accel.tests.passes.test_blocks import Mix, Timed
@@ -124,3 +125,63 @@ def test_cached_code_does_not_outlive_the_operators(
     changed.write_text(Path(selection.__file__).read_text() + "\n")
     monkeypatch.setattr(selection, "__file__", str(changed))
     assert settle.uuid() != before
+
+
+class Looked(nn.Module):
+    """Rows of a table, computed on, through blocks that are large enough to be shared."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.table, self.project = nn.Embedding(9, 8), nn.Linear(8, 8)
+        self.blocks = nn.ModuleList(Residual() for _ in range(blocks))
+        self.gru = BehaviourEncoder(8)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        states = self.project(self.table(ids)).tanh()
+        for block in self.blocks:
+            states = block(states)
+        count = torch.full((ids.shape[0],), ids.shape[1])
+        read: Tensor = self.gru(self.table(ids), count)
+        return states[:, -1] + read
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(6))
+
+    def forward(self, states: Tensor) -> Tensor:
+        for layer in self.layers:
+            states = states + layer(states).tanh()
+        return states
+
+
+@pytest.mark.parametrize("blocks", [0, 2])
+@torch.no_grad()
+def test_graphs_with_tables(blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Called from C++, but where blocks are shared; for two models, of any batch."""
+    chosen = []
+
+    def noted(module: Any) -> dict[str, Any]:
+        chosen.append(short_call_settings(module))
+        return chosen[-1]
+
+    monkeypatch.setattr("accel.compiler.inductor.short_call_settings", noted)
+    torch.manual_seed(0)
+    models = Looked(blocks), Looked(blocks)
+    runs = [
+        torch.compile(each, backend="accel", fullgraph=True, options={"codebook": True})
+        for each in models
+    ]
+    for rows in (1, 3, 40):
+        ids = torch.randint(9, (rows, 5))
+        for run, model in zip(runs, models, strict=True):
+            torch.testing.assert_close(run(ids), model(ids))
+    assert [each.get("cpp_wrapper", False) for each in chosen] == [not blocks] * len(chosen)
+    assert chosen
+    for run in runs:
+        found = accel.report_of(run).passes
+        assert found["codebook"].matched
+        assert bool(found["outline"].matched) == bool(blocks)
+    models[0].project.weight.mul_(2)
+    torch.testing.assert_close(runs[0](ids), models[0](ids))

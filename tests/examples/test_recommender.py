@@ -8,7 +8,7 @@ import pytest
 import torch
 from accel.examples.recommender.backbones import BACKBONES
 from accel.examples.recommender.data import LENGTH, MovieLens, left_padded
-from accel.examples.recommender.experiment import Task, models, summary, tasks
+from accel.examples.recommender.experiment import Task, models, plotted, summary, tasks
 from accel.examples.recommender.measure import ranking, scores_of
 from accel.examples.recommender.semantics import by_genre
 from accel.examples.recommender.train import Recipe, trained
@@ -101,6 +101,16 @@ def test_summary(tmp_path: Path) -> None:
     line = summary(path).splitlines()[-1]
     assert "| 2 | 0.6000 ± 0.1414 | 0.1000 ± 0.0000 |" in line
     assert "0.3000 ± 0.1414" in line
+
+
+def test_plotted(tmp_path: Path) -> None:
+    path, picture = tmp_path / "curves.csv", tmp_path / "curves.png"
+    path.write_text(
+        "backbone,generator,form,semantics,seed,epoch,loss,ndcg@10\n"
+        "DIN,static,plain,,0,3,1.0,0.1\nDIN,DUET,plain,,0,3,1.0,0.2\nDIN,DUET,SOLID,text,0,3,1.0,0\n"
+    )
+    plotted(path, picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_scores_of_the_whole_catalogue() -> None:

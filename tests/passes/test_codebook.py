@@ -58,6 +58,17 @@ def changed(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def zeroed_diagonal(tensor: Tensor) -> Tensor:
+    tensor.diagonal(dim1=-2, dim2=-1).zero_()
+    return tensor
+
+
+def read_then_zeroed(table: Tensor, ids: Tensor) -> Tensor:
+    rows = table[ids]
+    ids.zero_()
+    return rows
+
+
 def in_bfloat16(compute: Any) -> Any:
     with torch.autocast("cpu", torch.bfloat16):
         return compute()
@@ -97,16 +108,9 @@ STAYS: dict[str, Any] = {
     "changed before": lambda m, x, ids: x.mul_(2) @ m.weight,
     "changed in part": lambda m, x, ids: changed(x) @ m.weight,
     "its table is changed": lambda m, x, ids: changed(m.cache)[ids] @ m.weight,
-    "a view of it is changed": lambda m, x, ids: (x.diagonal(dim1=1, dim2=2).zero_(), x @ m.weight)[
-        1
-    ],
-    "ids are changed": lambda m, x, ids: (lambda own: (m.table[own] @ m.weight, own.fill_(0))[0])(
-        ids.clone()
-    ),
-    "a view of its table is changed": lambda m, x, ids: (
-        m.cache.diagonal().fill_(7),
-        m.cache[ids] @ m.weight,
-    )[1],
+    "a view of it is changed": lambda m, x, ids: zeroed_diagonal(x) @ m.weight,
+    "ids are changed": lambda m, x, ids: read_then_zeroed(m.table, ids.clone()) @ m.weight,
+    "a view of its table is changed": lambda m, x, ids: zeroed_diagonal(m.cache)[ids] @ m.weight,
     "other types inside": lambda m, x, ids: in_bfloat16(lambda: x @ m.weight),
     "counts that differ": lambda m, x, ids: (m.table[ids - 3] + m.more[ids - 3]) @ m.weight,
     "a mask": lambda m, x, ids: (x * (ids != 0)[..., None]) @ m.weight,

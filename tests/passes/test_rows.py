@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from accel.passes.blocks import where_of
 from accel.passes.rows import select_early
 from torch import Tensor, fx, nn
 from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
 
 WEIGHT, BIAS = torch.randn(6, 6), torch.randn(6)
-HEADS = torch.randn(2, 3, 5, 6)
 MASK = torch.rand(2, 1, 5, 5) > 0.3
 
 
@@ -62,6 +63,30 @@ def test_attention(place: int) -> None:
     assert moved(function, torch.randn(2, 5, 6)) == 4
 
 
+@pytest.mark.parametrize("shape", [(5, 5), (1, 5), (2, 1, 5)])
+@torch.no_grad()
+def test_masks(shape: tuple[int, ...]) -> None:
+    mask = torch.rand(shape) > 0.3
+    mask[..., 0] = True
+    assert moved(
+        lambda x: scaled_dot_product_attention(x, x, x, mask)[:, 3], torch.randn(2, 5, 6)
+    ) == 1  # fmt: skip
+
+
+@torch.no_grad()
+def test_modules_are_remembered() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU())
+    seen = []
+
+    def backend(module: fx.GraphModule, _: list[Any]) -> Callable[..., Any]:
+        select_early(module.graph)
+        seen.extend(map(where_of, module.graph.nodes))
+        return module
+
+    torch.compile(lambda x: model(x)[:, 1], backend=backend, fullgraph=True)(torch.randn(2, 5, 6))
+    assert any(re.match(r".*0 \(\w+\)$", each) for each in seen)
+
+
 @pytest.mark.parametrize(
     "other",
     [torch.randn(6), torch.randn(5, 6), torch.randn(1, 6), torch.randn(2, 1, 6),
@@ -95,6 +120,8 @@ def test_an_operand_that_is_broadcast_to_others() -> None:
         lambda x: scaled_dot_product_attention(x, x, x, is_causal=True)[:, 3],
         lambda x: x.transpose(0, 2)[:, 3].contiguous(),
         lambda x: x.exp()[:, None],
+        lambda x: x.transpose(dim0=1, dim1=2)[:, 3],
+        lambda x: x.unflatten(2, (2, 3)).exp().flatten(2, end_dim=3)[:, 1],
         lambda x: nn.functional.relu(x * 1, inplace=True)[:, 1],
     ],
 )
