@@ -3,7 +3,7 @@
     python -m accel.examples.solid
 
 trains SASRec on MovieLens-100k with SOLID, first by genres alone, then with the codebook that this
-has learnt (some 8 minutes); says how well both rank what users watched next; compiles the second,
+has learnt (some 4 minutes); says how well both rank what users watched next; compiles the second,
 exports it to solid.onnx, and prints what both recommend to a user. All models side by side, over
 seeds: `python -m accel.examples.recommender.experiment`.
 """
