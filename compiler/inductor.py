@@ -16,7 +16,7 @@ from torch._inductor.virtualized import V
 from ..kernels.omnisparse import op, selection
 from ..passes.graphs import value_of
 
-__all__ = ["inductor_settings", "short_call_settings"]
+__all__ = ["calls_are_short", "inductor_settings", "short_call_settings"]
 
 # These stand in Inductor's graphs only, between its passes and its code generation. (Its own
 # operator for the first, inductor_force_stride_order, ties free sizes to their first values.)
@@ -150,15 +150,28 @@ def inductor_settings() -> dict[str, Any]:
     return {"post_grad_custom_post_pass": _SettleSubgraphs(earlier)}
 
 
-def short_call_settings(module: fx.GraphModule) -> dict[str, Any]:
-    """Settings for a graph on the CPU most of whose work is done before it is called.
+def calls_are_short(module: fx.GraphModule) -> bool:
+    """Whether a graph, most of whose work is done before it is called, is best called from C++.
 
-    What is left is many small operations. Called from C++ they take less, and a product with one
-    row is best compiled with what surrounds it. Inductor's C++ can't call subgraphs (torch 2.13).
+    What is left is many small operations, and on a CPU it is their calls that take time. Inductor's
+    C++ can't call subgraphs (torch 2.13).
     """
     values = [value_of(node) for node in module.graph.nodes]
     elsewhere = any(isinstance(each, Tensor) and each.device.type != "cpu" for each in values)
     shared = any(isinstance(each, fx.GraphModule) for each in module.children())
-    if elsewhere or shared:
-        return {}
-    return {"cpp_wrapper": True, "decompose_mem_bound_mm": True}
+    return not elsewhere and not shared
+
+
+def short_call_settings() -> dict[str, Any]:
+    """Settings for such a graph.
+
+    A product with one row is best compiled with what surrounds it (measured to a width of 2,048,
+    above which Inductor leaves it alone). Loops of fewer elements than two chunks are done before
+    threads have shared them out.
+    """
+    fusions = torch._inductor.config.post_grad_fusion_options
+    return {
+        "cpp_wrapper": True,
+        "post_grad_fusion_options": {**fusions, "decompose_mm_pass": {}},
+        "cpp.min_chunk_size": 4096,
+    }

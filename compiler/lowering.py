@@ -10,6 +10,7 @@ from torch import fx
 
 from ..kernels.errors import OptionError
 from ..passes.graphs import value_of
+from ..passes.single_query import open_single_queries
 from .extras import optional
 from .partitions import Partition, partitioned
 
@@ -62,7 +63,7 @@ def lower(
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.decomposition import select_decomp_table
 
-    from .inductor import inductor_settings, short_call_settings
+    from .inductor import calls_are_short, inductor_settings, short_call_settings
 
     # torch 2.13 caches the first trace of a shared subgraph. Inside a branch that first trace is
     # an alias check without decompositions, which Inductor then can't lower; saying which
@@ -74,7 +75,11 @@ def lower(
     # It also reads the outer backward graph's list of inputs that may be overwritten as if it were
     # the shared subgraph's, and overwrites a gradient that is still needed.
     with torch._functorch.config.patch(donated_buffer=False):
-        short = short_call_settings(module) if folded else {}
+        short = {}
+        if folded and calls_are_short(module):
+            short = short_call_settings()
+            open_single_queries(module.graph)
+            module.recompile()
         settings = {**inductor_settings(), **short, **(config or {})}
         compiled: Any = compile_fx(module, inputs, config_patches=settings)
     return compiled

@@ -65,6 +65,7 @@ class TableGraph:
 
 
 def _version(tensor: Tensor) -> Any:
-    if tensor.is_inference():
+    try:
+        return tensor._version, tensor.data_ptr()
+    except RuntimeError:  # made in inference mode; asking every tensor whether it was takes longer
         return None
-    return tensor._version, tensor.data_ptr()

@@ -8,7 +8,7 @@ from typing import Any
 import accel
 import pytest
 import torch
-from accel.compiler.inductor import inductor_settings, short_call_settings
+from accel.compiler.inductor import calls_are_short, inductor_settings, short_call_settings
 from accel.compiler.solid.behaviour import BehaviourEncoder
 from accel.kernels.omnisparse import selection
 from accel.tests.models import dit, noise
@@ -16,6 +16,8 @@ from accel.tests.passes.test_blocks import Mix, Timed
 from accel.tests.zoo import ENTRIES
 from accel.tests.zoo.parts import step_inputs, tensors
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
+from torch._inductor.utils import fresh_cache
 
 
 @torch.no_grad()
@@ -162,11 +164,11 @@ def test_graphs_with_tables(blocks: int, monkeypatch: pytest.MonkeyPatch) -> Non
     """Called from C++, but where blocks are shared; for two models, of any batch."""
     chosen = []
 
-    def noted(module: Any) -> dict[str, Any]:
-        chosen.append(short_call_settings(module))
+    def noted(module: Any) -> bool:
+        chosen.append(calls_are_short(module))
         return chosen[-1]
 
-    monkeypatch.setattr("accel.compiler.inductor.short_call_settings", noted)
+    monkeypatch.setattr("accel.compiler.inductor.calls_are_short", noted)
     torch.manual_seed(0)
     models = Looked(blocks), Looked(blocks)
     runs = [
@@ -177,7 +179,7 @@ def test_graphs_with_tables(blocks: int, monkeypatch: pytest.MonkeyPatch) -> Non
         ids = torch.randint(9, (rows, 5))
         for run, model in zip(runs, models, strict=True):
             torch.testing.assert_close(run(ids), model(ids))
-    assert [each.get("cpp_wrapper", False) for each in chosen] == [not blocks] * len(chosen)
+    assert chosen == [not blocks] * len(chosen)
     assert chosen
     for run in runs:
         found = accel.report_of(run).passes
@@ -185,3 +187,16 @@ def test_graphs_with_tables(blocks: int, monkeypatch: pytest.MonkeyPatch) -> Non
         assert bool(found["outline"].matched) == bool(blocks)
     models[0].project.weight.mul_(2)
     torch.testing.assert_close(runs[0](ids), models[0](ids))
+
+
+@torch.no_grad()
+def test_products_with_one_row_become_loops() -> None:
+    """Inductor has had a setting for it that did nothing."""
+    counters.clear()
+    model, ids = Looked(0), torch.randint(9, (1, 5))
+    run = torch.compile(
+        model, backend="accel", fullgraph=True, dynamic=False, options={"codebook": True}
+    )
+    with fresh_cache():
+        torch.testing.assert_close(run(ids), model(ids))
+    assert counters["inductor"]["decompose_addmm"] > 0
