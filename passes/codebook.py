@@ -37,6 +37,7 @@ from ..kernels.errors import VerificationError
 from ..kernels.recurrence import op as recurrence
 from .base import PassResult, Program, Reason, Skip
 from .blocks import flops, where_of
+from .contraction import Generated, contract, generated
 from .effects import mutated
 from .graphs import (
     add_placeholder,
@@ -127,33 +128,43 @@ class CodebookPass:
             and any(rows.get(user, found).ids is not found.ids or user not in rows
                     for user in node.users)
         ]  # fmt: skip
-        if not borders:
+        products = [generated(node, state) for node in module.graph.nodes]
+        cheaper = [each for each in products if each is not None and each.is_cheaper()]
+        if not borders and not cheaper:
             detail = "nothing is computed on what is looked up in the model's tensors"
             return program, PassResult(self.name, skipped=(Skip(Reason.NO_TABLES, detail),))
+        sizes = [_bytes(node, rows[node]) for node in borders] + [each.bytes for each in cheaper]
+        wanted: list[Any] = [*borders, *cheaper]
         kept, skipped, total = [], [], 0
-        for node in borders:
-            size = _bytes(node, rows[node])
+        for each, size in zip(wanted, sizes, strict=True):
             if total + size > self.most:
+                where = where_of(each.product if isinstance(each, Generated) else each)
                 detail = f"a table of {size} bytes is more than is left of {self.most}"
-                skipped.append(Skip(Reason.TOO_LARGE, detail, where_of(node)))
+                skipped.append(Skip(Reason.TOO_LARGE, detail, where))
                 continue
             total += size
-            kept.append(node)
+            kept.append(each)
         if not kept:
             return program, PassResult(self.name, skipped=tuple(skipped))
-        matched = tuple(f"{where_of(node)}: {rows[node].count} rows" for node in kept)
-        tables, products = _fold(module, kept, state, rows)
+        lookups = [each for each in kept if not isinstance(each, Generated)]
+        mixed = contract(module.graph, [each for each in kept if isinstance(each, Generated)])
+        matched = (
+            *(f"{where_of(node)}: {rows[node].count} rows" for node in lookups),
+            *(f"{where_of(node)}: no matrix for each vector" for node in mixed),
+        )
+        tables, whole = _fold(module, lookups, mixed, state, rows)
         module.graph.eliminate_dead_code()
         module.recompile()
         after = _work(module.graph)
         details = {
-            "tables": len(kept),
+            "tables": len(lookups) + len(mixed),
             "table bytes": total,
             "flops a call": f"{after[0]:,} instead of {before[0]:,}",
             "bytes of results a call": f"{after[1]:,} instead of {before[1]:,}",
             "recurrences opened": opened,
             "operations for one row": selected,
-            "products with a whole table": products,
+            "products with a whole table": whole,
+            "products without matrices": len(mixed),
         }
         result = PassResult(self.name, matched, tuple(skipped), details)
         return dataclasses.replace(program, module=module, tables=tables), result
@@ -332,27 +343,28 @@ def _work(graph: fx.Graph) -> tuple[int, int]:
 
 
 def _fold(
-    module: fx.GraphModule, kept: list[fx.Node], state: set[fx.Node], rows: dict[fx.Node, _Rows]
+    module: fx.GraphModule,
+    kept: list[fx.Node],
+    own: list[fx.Node],
+    state: set[fx.Node],
+    rows: dict[fx.Node, _Rows],
 ) -> tuple[Tables, int]:
     """Put lookups in new inputs in the place of nodes; what computes these inputs, and how many
-    products with a whole table there are now."""
+    products with a whole table there are now. own: nodes that new inputs take the place of, as they
+    depend on the model alone."""
     graph = module.graph
-    own = graph.find_nodes(op="placeholder")
+    given = graph.find_nodes(op="placeholder")
     made = fx.Graph()
-    read = ancestors(kept)
-    sources = [node for node in own if node in state and node in read]
+    read = ancestors([*kept, *own])
+    sources = [node for node in given if node in state and node in read]
     emit = _emitter(made, {node: made.placeholder(node.name) for node in sources}, rows)
-    made.output(tuple(emit(node, rows[node].count) for node in kept))
+    counts = [*(rows[node].count for node in kept), *(0 for _ in own)]
+    made.output(tuple(map(emit, [*kept, *own], counts)))
     products, examples = 0, []
     for number, node in enumerate(kept):
         found = rows[node]
-        with fake_mode(graph):
-            shape = (found.count, *_tail(node, found))
-            value = value_of(node)
-            example = torch.empty(shape, dtype=value.dtype, device=value.device)
-        table = add_placeholder(module, f"table_{number}", example)
-        table.meta["accel_model_state"] = True
-        examples.append(example)
+        table = _add_table(module, number, node, (found.count, *_tail(node, found)))
+        examples.append(value_of(table))
         done = _multiply_at_once(node, table, found)
         products += done
         if done:
@@ -363,9 +375,23 @@ def _fold(
         for other, each in rows.items():
             if each.ids is node:  # a lookup by what is now looked up itself
                 rows[other] = dataclasses.replace(each, ids=looked_up)
-    inputs = tuple(own.index(node) for node in sources)
+    for number, node in enumerate(own, len(kept)):
+        table = _add_table(module, number, node, value_of(node).shape)
+        examples.append(value_of(table))
+        node.replace_all_uses_with(table)
+        graph.erase_node(node)
+    inputs = tuple(given.index(node) for node in sources)
     like = tuple((tuple(each.shape), each.dtype) for each in examples)
     return Tables(fx.GraphModule(module, made), inputs, like), products
+
+
+def _add_table(module: fx.GraphModule, number: int, like: fx.Node, shape: Sequence[int]) -> fx.Node:
+    value = value_of(like)
+    with fake_mode(module.graph):
+        example = torch.empty(tuple(shape), dtype=value.dtype, device=value.device)
+    table = add_placeholder(module, f"table_{number}", example)
+    table.meta["accel_model_state"] = True
+    return table
 
 
 def _lookup(graph: fx.Graph, table: fx.Node, found: _Rows) -> fx.Node:

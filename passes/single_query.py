@@ -55,7 +55,8 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = 
     scores = (query * key).sum(-1) * query.shape[-1] ** -0.5
     if mask is not None:
         seen = mask[..., 0, :]
-        scores = scores.masked_fill(~seen, -torch.inf) if mask.dtype is torch.bool else scores + seen
+        boolean = mask.dtype is torch.bool
+        scores = scores.masked_fill(~seen, -torch.inf) if boolean else scores + seen
     # Where nothing is seen, attention is 0 in torch, not NaN.
     weights = torch.ops.aten._safe_softmax(scores, -1)
     return (weights[..., None] * value).sum(-2, keepdim=True)

@@ -8,7 +8,7 @@ from typing import Any
 import accel
 import pytest
 import torch
-from accel.compiler.inductor import calls_are_short, inductor_settings, short_call_settings
+from accel.compiler.inductor import calls_are_short, inductor_settings
 from accel.compiler.solid.behaviour import BehaviourEncoder
 from accel.kernels.omnisparse import selection
 from accel.tests.models import dit, noise

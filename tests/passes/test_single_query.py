@@ -29,9 +29,7 @@ def opened(function: Callable[..., Tensor], *given: Tensor | None, dynamic: bool
     return sum(counts)
 
 
-def heads(
-    length: int, batch: int = 1, size: int = 4, dtype: torch.dtype = torch.float32
-) -> Tensor:
+def heads(length: int, batch: int = 1, size: int = 4, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(batch, 2, length, size, dtype=dtype)
 
 
