@@ -47,17 +47,13 @@ from .graphs import (
     fake_mode,
     hint,
     insert_call,
-    is_model_state,
     storage_of,
     value_of,
 )
-from .rows import POINTWISE, is_off, select_early
+from .lookups import Rows, analysed, lookup_of
+from .rows import select_early
 
 __all__ = ["CodebookPass", "Tables"]
-
-REDUCING = {"argmax", "argmin", "mean", "sum"}
-NORMALIZING = {"log_softmax", "softmax"}
-COSTLY = {"argmax", "argmin", "layer_norm", "linear", "matmul"}
 
 
 @dataclass(frozen=True)
@@ -87,17 +83,6 @@ class Tables:
         return tables
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """A value whose rows depend on an id each: value[i, j] on ids[i, j]. count: of ids there can
-    be; found: by `embedding`, which refuses others."""
-
-    ids: fx.Node
-    count: int
-    found: bool
-    costly: bool
-
-
 class CodebookPass:
     """See the module. most: bytes that all tables together may take."""
 
@@ -120,7 +105,7 @@ class CodebookPass:
         opened = _open_recurrences(module.graph)
         before = _work(module.graph)
         selected = select_early(module.graph)
-        state, rows = _analysed(module.graph)
+        state, rows = analysed(module.graph)
         borders = [
             node
             for node, found in rows.items()
@@ -129,11 +114,13 @@ class CodebookPass:
                     for user in node.users)
         ]  # fmt: skip
         products = [generated(node, state) for node in module.graph.nodes]
-        cheaper = [each for each in products if each is not None and each.is_cheaper()]
+        cheaper = [
+            each for each in products if each and each.values not in rows and each.is_cheaper()
+        ]
         if not borders and not cheaper:
             detail = "nothing is computed on what is looked up in the model's tensors"
             return program, PassResult(self.name, skipped=(Skip(Reason.NO_TABLES, detail),))
-        sizes = [_bytes(node, rows[node]) for node in borders] + [each.bytes for each in cheaper]
+        sizes = [rows[node].bytes(node) for node in borders] + [each.bytes for each in cheaper]
         wanted: list[Any] = [*borders, *cheaper]
         kept, skipped, total = [], [], 0
         for each, size in zip(wanted, sizes, strict=True):
@@ -193,7 +180,7 @@ def _is_computed_on_inputs(node: fx.Node) -> bool:
 
 def _open_recurrences(graph: fx.Graph) -> int:
     """Where a GRU reads rows of a table, give the projection of its inputs a node of its own."""
-    _, rows = _analysed(graph)
+    _, rows = analysed(graph)
     opened = 0
     for node in list(graph.nodes):
         if node.target is not torch.gru or len(node.args) != 9 or node.args[0] not in rows:
@@ -219,115 +206,6 @@ def _open_recurrences(graph: fx.Graph) -> int:
     return opened
 
 
-def _analysed(graph: fx.Graph) -> tuple[set[fx.Node], dict[fx.Node, _Rows]]:
-    """What depends on the model's tensors alone, and what is a function of ids, row by row."""
-    state: set[fx.Node] = set()
-    rows: dict[fx.Node, _Rows] = {}
-    for node in graph.nodes:
-        if node.op == "placeholder":
-            if is_model_state(node) and isinstance(value_of(node), Tensor):
-                state.add(node)
-            continue
-        if node.op not in ("call_function", "call_method"):
-            continue
-        inputs = node.all_input_nodes
-        if not isinstance(value_of(node), Tensor):
-            continue
-        pure = call_name(node) in POINTWISE | REDUCING | {"t", "transpose", "matmul", "linear"}
-        if inputs and pure and all(each in state for each in inputs):
-            state.add(node)
-            continue
-        found = _looked_up(node, state) or _carried(node, state, rows)
-        if found is not None:
-            rows[node] = found
-    return state, rows
-
-
-def _lookup_of(node: fx.Node) -> tuple[Any, Any] | None:
-    """The ids and the table of a lookup; None where a node is none."""
-    args: Any = node.args
-    if node.target is operator.getitem:
-        return args[1], args[0]
-    if node.target is not embedding:
-        return None
-    names = ("input", "weight", "padding_idx", "max_norm")
-    given = dict(zip(names, args, strict=False)) | node.kwargs
-    if given.get("max_norm") is not None:
-        return None  # it writes to the table
-    return given["input"], given["weight"]
-
-
-def _looked_up(node: fx.Node, state: set[fx.Node]) -> _Rows | None:
-    """A lookup by ids in one of the model's tensors."""
-    ids, table = _lookup_of(node) or (None, None)
-    if not isinstance(ids, fx.Node) or table not in state or ids in state:
-        return None
-    value = value_of(ids)
-    if not isinstance(value, Tensor) or value.dtype not in (torch.int64, torch.int32):
-        return None
-    found = node.target is embedding
-    return _Rows(ids, int(value_of(table).shape[0]), found, costly=False)
-
-
-def _carried(node: fx.Node, state: set[fx.Node], rows: dict[fx.Node, _Rows]) -> _Rows | None:
-    """What an operation that treats each row alone makes of rows."""
-    sources = [each for each in node.all_input_nodes if each in rows]
-    if not sources or any(each not in state and each not in rows for each in node.all_input_nodes):
-        return None
-    first = rows[sources[0]]
-    if any(rows[each].ids is not first.ids for each in sources):
-        return None
-    counts = {rows[each].count for each in sources}
-    if len(counts) > 1 and not all(rows[each].found for each in sources):
-        return None  # negative ids count from the end of each table
-    if not _treats_rows_alone(node, sources, state, value_of(first.ids).dim()):
-        return None
-    return _Rows(
-        first.ids,
-        min(counts),
-        all(rows[each].found for each in sources),
-        call_name(node) in COSTLY or any(rows[each].costly for each in sources),
-    )
-
-
-def _treats_rows_alone(
-    node: fx.Node, sources: list[fx.Node], state: set[fx.Node], outer: int
-) -> bool:
-    """outer: how many dimensions the ids have; those behind are a row's own."""
-    args: Any = node.args
-    name, kwargs = call_name(node), node.kwargs
-    inner = value_of(sources[0]).dim() - outer
-    if name in POINTWISE or (name == "dropout" and is_off(node)):
-        tensors = [value_of(each) for each in node.all_input_nodes if each not in sources]
-        alike = all(value_of(each).dim() == value_of(sources[0]).dim() for each in sources)
-        return alike and all(each.dim() <= inner for each in tensors)
-    if inner < 1 or len(sources) > 1 or not args or args[0] is not sources[0]:
-        return False
-    others = [*args[1:], *kwargs.values()]
-    if any(isinstance(each, fx.Node) and each not in state for each in others):
-        return False  # rows as the other operand, too
-    if name == "linear":
-        return True
-    if name == "matmul":
-        return inner == 1 and len(args) == 2 and value_of(args[1]).dim() == 2
-    if name == "layer_norm":
-        return len(args) > 1 and len(args[1]) <= inner
-    if name in REDUCING or name in NORMALIZING:
-        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
-        last = value_of(sources[0]).dim() - 1
-        return dim in (-1, last) and last >= outer and not kwargs.get("keepdim", False)
-    return False
-
-
-def _tail(node: fx.Node, found: _Rows) -> tuple[int, ...]:
-    """The shape of a row."""
-    return tuple(int(size) for size in value_of(node).shape[value_of(found.ids).dim() :])
-
-
-def _bytes(node: fx.Node, found: _Rows) -> int:
-    return found.count * math.prod(_tail(node, found)) * int(value_of(node).element_size())
-
-
 def _work(graph: fx.Graph) -> tuple[int, int]:
     """At the example's sizes: multiplications and additions of matrix products, and bytes of all
     that is computed, views aside."""
@@ -347,7 +225,7 @@ def _fold(
     kept: list[fx.Node],
     own: list[fx.Node],
     state: set[fx.Node],
-    rows: dict[fx.Node, _Rows],
+    rows: dict[fx.Node, Rows],
 ) -> tuple[Tables, int]:
     """Put lookups in new inputs in the place of nodes; what computes these inputs, and how many
     products with a whole table there are now. own: nodes that new inputs take the place of, as they
@@ -363,7 +241,7 @@ def _fold(
     products, examples = 0, []
     for number, node in enumerate(kept):
         found = rows[node]
-        table = _add_table(module, number, node, (found.count, *_tail(node, found)))
+        table = _add_table(module, number, node, (found.count, *found.tail(node)))
         examples.append(value_of(table))
         done = _multiply_at_once(node, table, found)
         products += done
@@ -394,7 +272,7 @@ def _add_table(module: fx.GraphModule, number: int, like: fx.Node, shape: Sequen
     return table
 
 
-def _lookup(graph: fx.Graph, table: fx.Node, found: _Rows) -> fx.Node:
+def _lookup(graph: fx.Graph, table: fx.Node, found: Rows) -> fx.Node:
     """The rows of a table [ids, ...], found as they were before: so that the same ids are refused,
     and negative ones count from the end or do not."""
     if not found.found:
@@ -406,7 +284,7 @@ def _lookup(graph: fx.Graph, table: fx.Node, found: _Rows) -> fx.Node:
     return insert_call(graph, operator.getitem, rows, (Ellipsis, 0))
 
 
-def _multiply_at_once(node: fx.Node, table: fx.Node, found: _Rows) -> int:
+def _multiply_at_once(node: fx.Node, table: fx.Node, found: Rows) -> int:
     """Where everyone's vector is multiplied by all rows of a table in their order, make that one
     product of matrices; how many there were. `node`: the rows, [B, count, size]."""
     ids: Any = found.ids
@@ -447,7 +325,7 @@ def _multiplies(user: fx.Node, rows: fx.Node) -> bool:
 
 
 def _emitter(
-    made: fx.Graph, given: dict[fx.Node, fx.Node], rows: dict[fx.Node, _Rows]
+    made: fx.Graph, given: dict[fx.Node, fx.Node], rows: dict[fx.Node, Rows]
 ) -> Callable[[fx.Node, int], fx.Node]:
     """What copies nodes into the graph of the tables, with ids 0 to `count` for those asked for.
 
@@ -459,7 +337,7 @@ def _emitter(
         if node in given:
             return given[node]
         key = node, count
-        lookup = _lookup_of(node) if node in rows else None
+        lookup = lookup_of(node) if node in rows else None
         if key not in copies and lookup is not None:
             table = emit(lookup[1], count)
             copies[key] = made.call_function(operator.getitem, (table, slice(None, count)))

@@ -130,6 +130,23 @@ def test_matrices_that_are_cheaper(users: int, sizes: dict[str, int]) -> None:
     assert contracted(ran(Net(shifted, **sizes), users)) == 0
 
 
+class OfAnItem(Net):
+    """The vectors are items'."""
+
+    def __init__(self) -> None:
+        super().__init__(shifted)
+        self.table = nn.Embedding(9, VECTORS)
+
+    def forward(self, row: Tensor, vector: Tensor) -> Tensor:
+        return super().forward(row, self.table((vector[:, 0] * 3).long().clamp(0, 8)))
+
+
+def test_matrices_of_items_are_tables() -> None:
+    found = ran(OfAnItem(), 5)
+    assert contracted(found) == 0
+    assert any(": 9 rows" in each for each in found.matched)
+
+
 def test_tables_that_take_too_much() -> None:
     size = 4 * VECTORS * INPUTS * OUTPUTS
     found = ran(Net(shifted), 5, codebook={"table_bytes": size - 1})
