@@ -9,7 +9,6 @@ rule chooses. Some minutes.
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from ...compiler.report import report_of
 from ...passes.contraction import Generated
-from .speed import seconds
+from .records import seconds, write
 
 __all__ = ["main"]
 
@@ -83,17 +82,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("accel_bench"))
     arguments = parser.parse_args()
-    arguments.output.mkdir(parents=True, exist_ok=True)
     rows = []
     for sizes in SIZES:
         for users in USERS:
             if 4 * users * sizes[1] * sizes[2] <= MOST:
                 rows.append(_compared(sizes, users))
                 print(rows[-1], flush=True)
-    with (arguments.output / "contraction.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write(arguments.output / "contraction.csv", rows)
 
 
 if __name__ == "__main__":

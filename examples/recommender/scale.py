@@ -12,7 +12,6 @@ at a time. Where a catalogue outgrows one device, `sharded` gives each process a
 from __future__ import annotations
 
 import argparse
-import csv
 import multiprocessing
 import resource
 import statistics
@@ -29,6 +28,7 @@ from torch.distributed.tensor.parallel import RowwiseParallel, parallelize_modul
 
 from ...compiler.solid import DynamicModel, Recommender, dynamize
 from .backbones import DYNAMIC, SASRec
+from .records import write
 from .train import Objective
 
 __all__ = ["made_up", "main", "sharded"]
@@ -142,7 +142,6 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.sharded:
         return _sharded()
-    arguments.output.mkdir(parents=True, exist_ok=True)
     work: list[tuple[Callable[..., Any], tuple[int, ...]]] = []
     for items in arguments.items:
         work += [(_items, (items,)), (_served, (items, 64, 64))]
@@ -152,10 +151,7 @@ def main() -> None:
         with multiprocessing.get_context("spawn").Pool(1) as pool:  # memory of its own
             rows.append(pool.apply(function, given))
         print(rows[-1], flush=True)
-        with (arguments.output / "scale.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write(arguments.output / "scale.csv", rows)
     return None
 
 

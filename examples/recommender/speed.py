@@ -9,9 +9,7 @@ steps: with histories of 50 it compiles for minutes.
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +19,11 @@ from torch._inductor.utils import fresh_cache
 
 from ...compiler.solid import Recommender, dynamize
 from .backbones import BACKBONES, DYNAMIC
+from .records import seconds, write
 
-__all__ = ["main", "seconds"]
+__all__ = ["main"]
 
 ITEMS, LABELS = 10_001, 60
-
-
-def seconds(call: Any, inputs: tuple[Any, ...]) -> float:
-    """What one call takes."""
-    started = time.perf_counter()
-    call(*inputs)
-    return time.perf_counter() - started
 
 
 @torch.no_grad()
@@ -77,7 +69,6 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=2001, help="of calls for one user")
     arguments = parser.parse_args()
-    arguments.output.mkdir(parents=True, exist_ok=True)
     rows = []
     for name in ("SASRec", "GRU4Rec"):
         for users, candidates in ((1, 10_000), (1, None), (1024, None)):
@@ -85,10 +76,7 @@ def main() -> None:
                 repeats = max(arguments.repeats // users, 11)
                 rows.append(_compared(name, users, candidates, arguments.length, repeats))
             print(rows[-1], flush=True)
-            with (arguments.output / "speed.csv").open("w", newline="") as file:
-                writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
+            write(arguments.output / "speed.csv", rows)
 
 
 if __name__ == "__main__":

@@ -13,20 +13,15 @@ from accel.passes.rows import select_early
 from torch import Tensor, fx, nn
 from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
 
+from .counting import counting
+
 WEIGHT, BIAS = torch.randn(6, 6), torch.randn(6)
 MASK = torch.rand(2, 1, 5, 5) > 0.3
 
 
 def moved(function: Callable[[Tensor], Any], given: Tensor, dynamic: bool = False) -> int:
     """How many operations were moved, of a graph that computes the same before and after."""
-    counts = []
-
-    def backend(module: fx.GraphModule, _: list[Any]) -> Callable[..., Any]:
-        counts.append(select_early(module.graph))
-        module.graph.lint()
-        module.recompile()
-        return module
-
+    backend, counts = counting(select_early)
     compiled = torch.compile(function, backend=backend, fullgraph=True, dynamic=False)
     if dynamic:
         torch._dynamo.mark_dynamic(given, 1)

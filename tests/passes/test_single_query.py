@@ -8,22 +8,17 @@ from typing import Any
 import pytest
 import torch
 from accel.passes.single_query import open_single_queries
-from torch import Tensor, fx
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+
+from .counting import counting
 
 KEYS = 5
 
 
 def opened(function: Callable[..., Tensor], *given: Tensor | None, dynamic: bool = False) -> int:
     """How many were opened, of a graph that computes the same before and after."""
-    counts = []
-
-    def backend(module: fx.GraphModule, _: list[Any]) -> Callable[..., Any]:
-        counts.append(open_single_queries(module.graph))
-        module.graph.lint()
-        module.recompile()
-        return module
-
+    backend, counts = counting(open_single_queries)
     compiled = torch.compile(function, backend=backend, fullgraph=True, dynamic=dynamic)
     torch.testing.assert_close(compiled(*given), function(*given))
     return sum(counts)
