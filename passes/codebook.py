@@ -113,10 +113,9 @@ class CodebookPass:
             and any(rows.get(user, found).ids is not found.ids or user not in rows
                     for user in node.users)
         ]  # fmt: skip
-        products = [generated(node, state) for node in module.graph.nodes]
-        cheaper = [
-            each for each in products if each and each.values not in rows and each.is_cheaper()
-        ]
+        generations = (generated(node, state) for node in module.graph.nodes)
+        products = [each for each in generations if each and each.values not in rows]
+        cheaper = [each for each in products if each.is_cheaper()]
         if not borders and not cheaper:
             detail = "nothing is computed on what is looked up in the model's tensors"
             return program, PassResult(self.name, skipped=(Skip(Reason.NO_TABLES, detail),))
@@ -151,7 +150,7 @@ class CodebookPass:
             "recurrences opened": opened,
             "operations for one row": selected,
             "products with a whole table": whole,
-            "products without matrices": len(mixed),
+            "generated matrices": f"{len(mixed)} of {len(products)} not made",
         }
         result = PassResult(self.name, matched, tuple(skipped), details)
         return dataclasses.replace(program, module=module, tables=tables), result

@@ -74,9 +74,9 @@ def generated(node: fx.Node, state: set[fx.Node]) -> Generated | None:
     args: Any = node.args
     if node.kwargs:
         return None
-    if node.target is torch.baddbmm:
+    if node.target is torch.baddbmm and len(args) == 3:
         shift, row, matrix = args
-    elif node.target is torch.bmm or (call_name(node) == "matmul" and len(args) == 2):
+    elif (node.target is torch.bmm or call_name(node) == "matmul") and len(args) == 2:
         shift, (row, matrix) = None, args
     else:
         return None
