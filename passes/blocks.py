@@ -110,6 +110,8 @@ def flops(node: fx.Node) -> int:
         return 2 * size * (left[-1] if left else 1)
     if name in ("addmm", "baddbmm"):
         return 2 * size * right[-1]
+    if name == "dynamic_linear":
+        return 2 * size * left[-1] * (right[-1] + 1)
     if "attention" in name or name.startswith("omnisparse_attend"):
         return 4 * size * right[-2]
     if name.startswith("conv"):

@@ -17,7 +17,8 @@ After, where the tables are functions of the model's weights alone:
 
 The tables are computed by a graph of their own (`Tables`), again whenever a weight has changed.
 The pass reads structure, not classes: lookups in the model's tensors, and operations that treat
-each row alone. Where only one row of those is read, the others are not computed (see `rows`).
+each row alone. Where only one row of those is read, the others are not computed (see `rows`). Where
+a row is multiplied by a matrix generated for it, that need not be made (see `contraction`).
 """
 
 from __future__ import annotations

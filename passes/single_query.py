@@ -7,8 +7,8 @@ one user the call of an attention kernel takes longer than its work. Before:
 
 After:
 
-    scores = (query * key).sum(-1) * scale
-    seen = (softmax(where(mask, scores, -inf))[..., None] * value).sum(-2, keepdim=True)
+    scores = where(mask, (query * key).sum(-1)[..., None, :] * scale, -inf)
+    seen = (softmax(scores).transpose(-1, -2) * value).sum(-2, keepdim=True)
 """
 
 from __future__ import annotations
@@ -52,11 +52,10 @@ def _is_single(*operands: Any) -> bool:
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    scores = (query * key).sum(-1) * query.shape[-1] ** -0.5
+    scores = (query * key).sum(-1)[..., None, :] * query.shape[-1] ** -0.5
     if mask is not None:
-        seen = mask[..., 0, :]
         boolean = mask.dtype is torch.bool
-        scores = scores.masked_fill(~seen, -torch.inf) if boolean else scores + seen
+        scores = scores.masked_fill(~mask, -torch.inf) if boolean else scores + mask
     # Where nothing is seen, attention is 0 in torch, not NaN.
     weights = torch.ops.aten._safe_softmax(scores, -1)
-    return (weights[..., None] * value).sum(-2, keepdim=True)
+    return (weights.transpose(-1, -2) * value).sum(-2, keepdim=True)

@@ -10,7 +10,9 @@ import pytest
 import torch
 from accel.compiler.inductor import calls_are_short, inductor_settings
 from accel.compiler.solid.behaviour import BehaviourEncoder
+from accel.examples.recommender.backbones import BACKBONES
 from accel.kernels.omnisparse import selection
+from accel.passes.single_query import open_single_queries
 from accel.tests.models import dit, noise
 from accel.tests.passes.test_blocks import Mix, Timed
 from accel.tests.zoo import ENTRIES
@@ -200,3 +202,25 @@ def test_products_with_one_row_become_loops() -> None:
     with fresh_cache():
         torch.testing.assert_close(run(ids), model(ids))
     assert counters["inductor"]["decompose_addmm"] > 0
+
+
+@pytest.mark.parametrize(("users", "opened"), [(1, 1), (3, 0)])
+@torch.no_grad()
+def test_attention_of_one_user(users: int, opened: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the last item alone; padding is not seen."""
+    counts = []
+
+    def counted(graph: Any) -> int:
+        counts.append(open_single_queries(graph))
+        return counts[-1]
+
+    monkeypatch.setattr("accel.compiler.lowering.open_single_queries", counted)
+    model = BACKBONES["SASRec"](30).eval()
+    history = torch.tensor([[0, 0, 3, 7, 9], [1, 2, 3, 4, 5], [0, 0, 0, 0, 0]])[:users]
+    candidates = torch.arange(1, 9).expand(users, -1)
+    run = torch.compile(
+        model, backend="accel", fullgraph=True, dynamic=False, options={"codebook": True}
+    )
+    for given in (history, history.flip(1)):
+        torch.testing.assert_close(run(given, candidates), model(given, candidates))
+    assert counts == [opened]

@@ -101,6 +101,10 @@ def test_two_matrices_of_one_layer() -> None:
     assert contracted(found) == 2
     assert found.details[0]["tables"] == 2
     assert found.details[0]["table bytes"] == 4 * VECTORS * 128 * OUTPUTS
+    # The layer's product; then each half's matrix and base, and what is left of the layer.
+    before = 2 * 5 * OUTPUTS * (VECTORS * 129 + 128)
+    after = 2 * 5 * OUTPUTS * (128 * (VECTORS + 1) + VECTORS)
+    assert found.details[0]["flops a call"] == f"{after:,} instead of {before:,}"
 
 
 def read_twice(net: Net, row: Tensor, values: Tensor) -> Tensor:
@@ -116,9 +120,19 @@ def bent(net: Net, row: Tensor, values: Tensor) -> Tensor:
     return torch.bmm(row[:, None], parts(net, values.tanh())[0])[:, 0]
 
 
+def of_two_users(net: Net, row: Tensor, values: Tensor) -> Tensor:
+    """A matrix of what two vectors give."""
+    matrix = values.view(-1, 2 * net.inputs, net.outputs + net.outputs // net.inputs)
+    return torch.bmm(torch.cat([row[::2], row[1::2]], 1)[:, None], matrix)
+
+
 @pytest.mark.parametrize("form", [read_twice, candidates, bent])
 def test_other_forms_stay(form: Callable[..., Tensor]) -> None:
     assert contracted(ran(Net(form), 5)) == 0
+
+
+def test_a_matrix_of_two_vectors_stays() -> None:
+    assert contracted(ran(Net(of_two_users, inputs=OUTPUTS), 10)) == 0
 
 
 @pytest.mark.parametrize(
