@@ -18,8 +18,7 @@ from accel.tests.passes.test_blocks import Mix, Timed
 from accel.tests.zoo import ENTRIES
 from accel.tests.zoo.parts import step_inputs, tensors
 from torch import Tensor, nn
-from torch._dynamo.utils import counters
-from torch._inductor.utils import fresh_cache
+from torch._inductor.utils import fresh_cache, run_and_get_code
 
 
 @torch.no_grad()
@@ -191,17 +190,19 @@ def test_graphs_with_tables(blocks: int, monkeypatch: pytest.MonkeyPatch) -> Non
     torch.testing.assert_close(runs[0](ids), models[0](ids))
 
 
+@pytest.mark.parametrize("users", [1, 3])
 @torch.no_grad()
-def test_products_with_one_row_become_loops() -> None:
+def test_products_with_one_row_become_loops(users: int) -> None:
     """Inductor has had a setting for it that did nothing."""
-    counters.clear()
-    model, ids = Looked(0), torch.randint(9, (1, 5))
+    model = BACKBONES["GRU4Rec"](30).eval()
+    given = torch.randint(1, 30, (users, 5)), torch.randint(1, 30, (users, 4))
     run = torch.compile(
         model, backend="accel", fullgraph=True, dynamic=False, options={"codebook": True}
     )
     with fresh_cache():
-        torch.testing.assert_close(run(ids), model(ids))
-    assert counters["inductor"]["decompose_addmm"] > 0
+        scores, (code,) = run_and_get_code(run, *given)
+    torch.testing.assert_close(scores, model(*given))
+    assert ("addmm_out(" in code) == (users > 1)
 
 
 @pytest.mark.parametrize(("users", "opened"), [(1, 1), (3, 0)])
