@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Mapping
 
 from torch import fx
 
-from ..kernels.errors import VerificationError
+from ..kernels.errors import VerificationError, first_line
 from ..kernels.predictors import resolve
 from ..passes import (
     PASSES,
@@ -59,17 +60,15 @@ def rewrite(
         if left_out and name in left_out:
             results.append(PassResult(name, skipped=(Skip(Reason.FORMAT, left_out[name]),)))
             continue
-        rewritten, result = graph_pass.run(program)
-        if rewritten is not program:
-            try:
+        try:
+            rewritten, result = graph_pass.run(program)
+            if rewritten is not program:
                 verify(program, rewritten, name, deep=options.verify)
-            except VerificationError as error:
-                if options.verify:
-                    raise
-                # The graph before the pass is sound: go on with it, and say so.
-                log.warning("%s", error)
-                rewritten = program
-                result = PassResult(name, skipped=(Skip(Reason.BROKEN, str(error)),))
+        except Exception as error:
+            # A rewrite makes a new graph, so the one before the pass is whole: go on with it.
+            rewritten, result = program, PassResult(name, skipped=(_failed(name, error),))
+            if options.verify:
+                raise
         program = rewritten
         results.append(result)
         log.debug("%s: matched %s, skipped %s", name, result.matched, result.skipped)
@@ -79,3 +78,17 @@ def rewrite(
         program.state.bytes() if program.state else 0,
     )
     return program, tuple(results)
+
+
+def _failed(name: str, error: Exception) -> Skip:
+    """What the report says of a pass that did not hold; also said as a warning."""
+    if isinstance(error, VerificationError):
+        log.warning("%s", error)
+        return Skip(Reason.BROKEN, str(error))
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    detail = (
+        f"{type(error).__name__}: {first_line(error)} ({last.filename.rpartition('/')[2]}, line "
+        f"{last.lineno}). This is a bug in accel; the graph is compiled as it was before the pass"
+    )
+    log.warning("the pass %r raised %s", name, detail, exc_info=error)
+    return Skip(Reason.RAISED, detail)

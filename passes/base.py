@@ -26,6 +26,7 @@ class Reason(enum.Enum):
     NOT_ISOMORPHIC = "blocks differ"
     FORMAT = "the file format can't hold it"
     BROKEN = "failed verification"
+    RAISED = "an error inside the pass"
     NO_ATTENTION = "no attention"
     ATTENTION_FORM = "attention of another form"
     MASK = "a mask"

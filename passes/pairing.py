@@ -95,6 +95,8 @@ def _additive_sources(output: fx.Node, inside: set[fx.Node]) -> dict[fx.Node, li
             dim = dim % value_of(node).dim()
             offset: object = 0
             for source in sources:
+                if value_of(source).dim() != value_of(node).dim():
+                    continue  # torch joins an empty tensor of one dimension to anything
                 length = value_of(source).shape[dim]
                 if window is None or (
                     window[0] == dim and window[1] == offset and window[2] == length
