@@ -13,7 +13,7 @@ from torch import fx
 from ..kernels.omnisparse.op import each_selection
 from ..kernels.omnisparse.selection import Selection
 from ..passes.base import PassResult
-from ..passes.graphs import is_model_state, value_of
+from ..passes.graph.nodes import is_model_state, value_of
 from .lowering import LEFT_OUT, check_lowering, lower
 from .options import Options, parse_options
 from .pipeline import rewrite

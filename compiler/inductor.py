@@ -14,7 +14,7 @@ from torch._inductor.lowering import constrain_to_fake_tensor, register_lowering
 from torch._inductor.virtualized import V
 
 from ..kernels.omnisparse import op, selection
-from ..passes.graphs import value_of
+from ..passes.graph.nodes import value_of
 
 __all__ = ["calls_are_short", "inductor_settings", "short_call_settings"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from ..kernels.errors import OptionError
-from ..passes.graphs import value_of
+from ..passes.graph.nodes import value_of
 from ..passes.single_query import open_single_queries
 from .extras import optional
 from .partitions import Partition, partitioned

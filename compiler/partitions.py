@@ -5,15 +5,16 @@ before --> computed or predicted --> after
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from ..passes.graphs import copy_module, extract, live_outs, operands_of, value_of
+from ..passes.graph.nodes import copy_module, value_of
+from ..passes.graph.regions import extract, live_outs, operands_of, replace_by_call
 
 __all__ = ["Partition", "partitioned", "partitions"]
 
@@ -117,12 +118,5 @@ def _replace(
     graph, outputs, operands = module.graph, live_outs(nodes), operands_of(nodes)
     body = extract(module, nodes, operands, lambda _, mapping: [mapping[n] for n in outputs])
     module.add_submodule(f"accel_{name}", _Part(compile_part(Partition(name, body))))
-    with graph.inserting_after(nodes[-1]):
-        part = anchor = graph.call_module(f"accel_{name}", tuple(operands))
-    for index, output in enumerate(outputs):
-        with graph.inserting_after(anchor):
-            anchor = graph.call_function(operator.getitem, (part, index))
-        anchor.meta["example_value"] = value_of(output)
-        output.replace_all_uses_with(anchor)
-    for node in reversed(nodes):
-        graph.erase_node(node)
+    call = partial(graph.call_module, f"accel_{name}", tuple(operands))
+    replace_by_call(graph, nodes, outputs, call, [value_of(output) for output in outputs])

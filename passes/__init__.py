@@ -2,10 +2,10 @@
 
 from .base import GraphPass, PassResult, Program, Reason, Skip
 from .codebook import CodebookPass, Tables
+from .graph.verify import verify
 from .omnisparse import OmniSparsePass
 from .outline import OutlinePass
 from .pade import PadePass, StackState
-from .verify import verify
 
 __all__ = [
     "PASSES",

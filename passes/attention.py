@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, fx
 from torch.nn.functional import scaled_dot_product_attention
 
-from .effects import changed_in_place
-from .graphs import call_name, value_of
+from .graph.facts import Memory, changed_in_place
+from .graph.nodes import call_name, value_of
 
 __all__ = ["Attention", "find_attention", "without_copies"]
 
@@ -42,19 +42,19 @@ class Attention:
     obstacle: str = ""
 
 
-def find_attention(graph: fx.Graph) -> Iterator[Attention]:
-    """All of a graph's, in its order. Safe to use while they are replaced."""
+def find_attention(graph: fx.Graph, memory: Memory) -> Iterator[Attention]:
+    """All of a graph's, in its order. Safe to use while they are replaced. memory: of the graph."""
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target in CALLS:
             given = dict(zip(ORDER, node.args, strict=False))
             yield Attention(node, {**DEFAULTS, **given, **node.kwargs})
         elif node.op.startswith("call") and call_name(node) in PRODUCTS:
-            found = _written_out(node)
+            found = _written_out(node, memory)
             if found is not None:
                 yield found
 
 
-def _written_out(node: fx.Node) -> Attention | None:
+def _written_out(node: fx.Node, memory: Memory) -> Attention | None:
     """Attention whose last step is this product of weights and values."""
     weights, value = _operands(node)
     if weights is None or value is None:
@@ -97,7 +97,7 @@ def _written_out(node: fx.Node) -> Attention | None:
     for each in inner:
         if len(each.users) > 1:
             obstacle = f"{each.name} is used elsewhere, too"
-    changed = changed_in_place([query, turned, value], node.graph)
+    changed = changed_in_place([query, turned, value], node.graph, memory)
     if changed is not None:  # it may be between the first product and the last
         obstacle = f"{changed.name} changes its inputs in place"
     values = (query, turned.all_input_nodes[0], value, mask, dropped, False, scale)
@@ -134,7 +134,7 @@ def _swaps_last(node: fx.Node) -> bool:
     return call_name(node) == "getattr" and node.args[1] == "mT"
 
 
-def without_copies(attention: Attention) -> dict[str, Any]:
+def without_copies(attention: Attention, memory: Memory) -> dict[str, Any]:
     """Key and value as they were before their heads were repeated for the query heads.
 
     transformers repeats them (`repeat_kv`): a new dimension, expanded and merged with the heads.
@@ -142,14 +142,14 @@ def without_copies(attention: Attention) -> dict[str, Any]:
     found = {}
     for name in ("key", "value"):
         merged = attention.arguments[name]
-        source = _repeated(merged) if isinstance(merged, fx.Node) else None
+        source = _repeated(merged, memory) if isinstance(merged, fx.Node) else None
         if source is None:
             return {}
         found[name] = source
     return found
 
 
-def _repeated(merged: fx.Node) -> fx.Node | None:
+def _repeated(merged: fx.Node, memory: Memory) -> fx.Node | None:
     expanded = merged.all_input_nodes[0] if call_name(merged) in ("reshape", "flatten") else None
     if expanded is None or call_name(expanded) != "expand":
         return None
@@ -166,4 +166,4 @@ def _repeated(merged: fx.Node) -> fx.Node | None:
     merges = after.shape == (batch, heads * between.shape[2], tokens, width)
     if not (lifts and expands and merges):
         return None
-    return None if changed_in_place([source, merged], merged.graph) else source
+    return None if changed_in_place([source, merged], merged.graph, memory) else source

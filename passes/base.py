@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import fx
 
-from .graphs import mark_inputs, results_of
+from .graph.facts import Memory
+from .graph.nodes import mark_inputs, results_of
 
 __all__ = ["GraphPass", "PassResult", "Program", "Reason", "Skip"]
 
@@ -69,6 +71,7 @@ class Program:
 
     The caller's inputs and its `outputs` results come first, in the caller's order; the inputs that
     follow are the `tables`; all else that follows belongs to `state`.
+    removed: calls with an effect that passes have taken out on purpose, by name.
     """
 
     module: fx.GraphModule
@@ -76,6 +79,12 @@ class Program:
     training: bool
     state: Any = None  # pade.StackState
     tables: Any = None  # codebook.Tables
+    removed: tuple[str, ...] = ()
+
+    @cached_property
+    def memory(self) -> Memory:
+        """What shares memory in the graph, which no pass changes once it is a program's."""
+        return Memory(self.module.graph)
 
     @staticmethod
     def capture(module: fx.GraphModule) -> Program:

@@ -14,7 +14,6 @@ no list of model names.
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,21 +22,12 @@ import torch
 from torch import fx
 
 from .base import Reason, Skip
-from .effects import is_pure, unsafe_effect
-from .graphs import (
-    ancestors,
-    call_name,
-    descendants,
-    hint,
-    is_data_dependent,
-    live_ins,
-    live_outs,
-    module_path,
-    value_of,
-)
+from .graph.facts import Memory, flops, is_pure
+from .graph.nodes import ancestors, descendants, is_data_dependent, module_path, value_of
+from .graph.regions import live_ins, live_outs, unsafe_effect
 from .pairing import Stream, is_activation, partner_of
 
-__all__ = ["Block", "Region", "Stack", "find_region", "find_stacks", "flops", "where_of"]
+__all__ = ["Block", "Region", "Stack", "find_region", "find_stacks", "where_of"]
 
 SMALL = 0.05  # a stack below this share of the largest one's work bounds no region
 
@@ -94,31 +84,6 @@ def _members(node: fx.Node) -> Iterator[tuple[str, str, str]]:
             yield parent, path, kind.rpartition(".")[2]
 
 
-def flops(node: fx.Node) -> int:
-    """Multiplications and additions of a matrix product, at the captured sizes; 0 for others."""
-    inputs = [n for n in node.all_input_nodes if isinstance(value_of(n), torch.Tensor)]
-    if node.op not in ("call_function", "call_method") or len(inputs) < 2:
-        return 0
-    name, result = call_name(node), value_of(node)
-    if name.startswith("omnisparse_attend"):
-        result = result[0]  # the other is its log-sum-exp
-    if not isinstance(result, torch.Tensor):
-        return 0
-    left, right = ([hint(size) for size in value_of(n).shape] for n in inputs[:2])
-    size = math.prod(map(hint, result.shape))
-    if name in ("linear", "matmul", "bmm", "einsum", "__matmul__", "mm"):
-        return 2 * size * (left[-1] if left else 1)
-    if name in ("addmm", "baddbmm"):
-        return 2 * size * right[-1]
-    if name == "dynamic_linear":
-        return 2 * size * left[-1] * (right[-1] + 1)
-    if "attention" in name or name.startswith("omnisparse_attend"):
-        return 4 * size * right[-2]
-    if name.startswith("conv"):
-        return 2 * size * math.prod(right[1:])
-    return 0
-
-
 def find_stacks(graph: fx.Graph) -> list[Stack]:
     """The outermost stacks of a graph, in order of execution."""
     members: dict[tuple[str, str], dict[str, list[fx.Node]]] = {}
@@ -150,7 +115,7 @@ def _closed(tagged: set[fx.Node]) -> set[fx.Node]:
     return descendants(tagged) & ancestors(tagged)
 
 
-def _try_region(graph: fx.Graph, stacks: Sequence[Stack]) -> Region | Skip:
+def _try_region(graph: fx.Graph, stacks: Sequence[Stack], memory: Memory) -> Region | Skip:
     order = {node: position for position, node in enumerate(graph.nodes)}
     tagged = {n for stack in stacks for block in stack.blocks for n in block.nodes}
     tagged = {node for node in tagged if node.op not in ("placeholder", "get_attr", "output")}
@@ -213,7 +178,7 @@ def _try_region(graph: fx.Graph, stacks: Sequence[Stack]) -> Region | Skip:
         if any(map(is_data_dependent, sizes)):
             detail = "a size inside the blocks depends on data, which a branch can't hide"
             return Skip(Reason.UNSUPPORTED_VALUE, detail, node.name)
-    effect = unsafe_effect(nodes, graph)
+    effect = unsafe_effect(nodes, graph, memory)
     if effect is not None:
         return Skip(
             Reason.IMPURE,
@@ -245,8 +210,11 @@ def _cost(stacks: Sequence[Stack]) -> int:
     return sum(flops(node) for stack in stacks for block in stack.blocks for node in block.nodes)
 
 
-def find_region(graph: fx.Graph) -> tuple[Region | None, list[Skip]]:
-    """The largest run of stacks with a sound residual pairing, and why larger ones were refused."""
+def find_region(graph: fx.Graph, memory: Memory) -> tuple[Region | None, list[Skip]]:
+    """The largest run of stacks with a sound residual pairing, and why larger ones were refused.
+
+    memory: of the graph.
+    """
     stacks = find_stacks(graph)
     if not stacks:
         detail = (
@@ -265,7 +233,7 @@ def find_region(graph: fx.Graph) -> tuple[Region | None, list[Skip]]:
     runs.sort(key=_cost, reverse=True)
     refused: list[Skip] = []
     for run in runs:
-        found = _try_region(graph, run)
+        found = _try_region(graph, run, memory)
         if isinstance(found, Region):
             return found, refused
         names = " + ".join(f"{stack.parent} ({len(stack.blocks)})" for stack in run)

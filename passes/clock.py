@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from .blocks import Region
-from .graphs import ancestors, call_name, is_model_state, value_of
+from .graph.nodes import ancestors, call_name, is_model_state, value_of
 
 __all__ = ["Clock", "find_clock"]
 

@@ -37,20 +37,11 @@ from torch.nn.functional import embedding, linear
 from ..kernels.errors import VerificationError
 from ..kernels.recurrence import op as recurrence
 from .base import PassResult, Program, Reason, Skip
-from .blocks import flops, where_of
+from .blocks import where_of
 from .contraction import Generated, contract, generated
-from .effects import mutated
-from .graphs import (
-    add_placeholder,
-    ancestors,
-    call_name,
-    copy_module,
-    fake_mode,
-    hint,
-    insert_call,
-    storage_of,
-    value_of,
-)
+from .graph.emit import add_input, emit
+from .graph.facts import facts_of, flops, remove_dead_code
+from .graph.nodes import ancestors, call_name, copy_module, hint, storage_of, value_of
 from .lookups import Rows, analysed, lookup_of
 from .rows import select_early
 
@@ -98,11 +89,11 @@ class CodebookPass:
             return program, PassResult(
                 self.name, skipped=(Skip(Reason.TRAINING, "the tables would change every step"),)
             )
-        effect = _effect(program.module.graph)
+        effect = _effect(program)
         if effect:
             return program, PassResult(self.name, skipped=(Skip(Reason.IMPURE, effect),))
         module, _ = copy_module(program.module)
-        module.graph.eliminate_dead_code()
+        remove_dead_code(module.graph)
         opened = _open_recurrences(module.graph)
         before = _work(module.graph)
         selected = select_early(module.graph)
@@ -140,7 +131,7 @@ class CodebookPass:
             *(f"{where_of(node)}: no matrix for each vector" for node in mixed),
         )
         tables, whole = _fold(module, lookups, mixed, state, rows)
-        module.graph.eliminate_dead_code()
+        remove_dead_code(module.graph)
         module.recompile()
         after = _work(module.graph)
         details = {
@@ -157,16 +148,19 @@ class CodebookPass:
         return dataclasses.replace(program, module=module, tables=tables), result
 
 
-def _effect(graph: fx.Graph) -> str:
+def _effect(program: Program) -> str:
     """What in a graph makes tables unsafe: they are computed elsewhere and at another time."""
     if torch._C._is_any_autocast_enabled():
         return "autocast is on: the tables would be computed in other types"
+    graph, memory = program.module.graph, program.memory
     for node in graph.nodes:
-        target = mutated(node)
-        if target is not None and _is_computed_on_inputs(target):
-            return f"{node.name} changes in place what may share memory with an input or a weight"
-        if "autocast" in call_name(node):
-            return "autocast is turned on inside: the tables would be computed in other types"
+        acts = facts_of(node).acts
+        if acts:
+            return f"{node.name}: {acts}, which may change what is computed after it"
+    for writer in memory.writers:
+        written = memory.written_by(writer)
+        if any(memory.of(node) & written and _is_computed_on_inputs(node) for node in graph.nodes):
+            return f"{writer.name} changes in place what may share memory with an input or a weight"
     return ""
 
 
@@ -193,10 +187,10 @@ def _open_recurrences(graph: fx.Graph) -> int:
         if len({value_of(each).dtype for each in (input, begin, *weights)}) > 1:
             continue
         own_input, own_state, bias_input, bias_state = weights
-        with graph.inserting_before(node), fake_mode(graph):
-            gates = insert_call(graph, linear, input, own_input, bias_input)
-            state = insert_call(graph, operator.getitem, begin, 0)
-            states = insert_call(graph, recurrence.OPERATOR, gates, state, own_state, bias_state)
+        with graph.inserting_before(node):
+            gates = emit(graph, linear, input, own_input, bias_input)
+            state = emit(graph, operator.getitem, begin, 0)
+            states = emit(graph, recurrence.OPERATOR, gates, state, own_state, bias_state)
         gates.meta["nn_module_stack"] = node.meta.get("nn_module_stack")
         for user in list(node.users):
             user.replace_all_uses_with(states)
@@ -247,7 +241,7 @@ def _fold(
         products += done
         if done:
             continue
-        with graph.inserting_before(node), fake_mode(graph):
+        with graph.inserting_before(node):
             looked_up = _lookup(graph, table, found)
         node.replace_all_uses_with(looked_up)
         for other, each in rows.items():
@@ -265,9 +259,7 @@ def _fold(
 
 def _add_table(module: fx.GraphModule, number: int, like: fx.Node, shape: Sequence[int]) -> fx.Node:
     value = value_of(like)
-    with fake_mode(module.graph):
-        example = torch.empty(tuple(shape), dtype=value.dtype, device=value.device)
-    table = add_placeholder(module, f"table_{number}", example)
+    table = add_input(module, f"table_{number}", shape, value.dtype, value.device)
     table.meta["accel_model_state"] = True
     return table
 
@@ -276,12 +268,12 @@ def _lookup(graph: fx.Graph, table: fx.Node, found: Rows) -> fx.Node:
     """The rows of a table [ids, ...], found as they were before: so that the same ids are refused,
     and negative ones count from the end or do not."""
     if not found.found:
-        return insert_call(graph, operator.getitem, table, found.ids)
+        return emit(graph, operator.getitem, table, found.ids)
     if value_of(table).dim() == 2:
-        return insert_call(graph, embedding, found.ids, table)
-    column = insert_call(graph, operator.getitem, table, (slice(None), None))
-    rows = insert_call(graph, embedding, found.ids, column)
-    return insert_call(graph, operator.getitem, rows, (Ellipsis, 0))
+        return emit(graph, embedding, found.ids, table)
+    column = emit(graph, operator.getitem, table, (slice(None), None))
+    rows = emit(graph, embedding, found.ids, column)
+    return emit(graph, operator.getitem, rows, (Ellipsis, 0))
 
 
 def _multiply_at_once(node: fx.Node, table: fx.Node, found: Rows) -> int:
@@ -297,9 +289,9 @@ def _multiply_at_once(node: fx.Node, table: fx.Node, found: Rows) -> int:
     graph = node.graph
     for user in users:
         vector: Any = user.args[1]
-        with graph.inserting_before(user), fake_mode(graph):
-            product = insert_call(graph, linear, vector.args[0], table)
-            column = insert_call(graph, operator.getitem, product, (Ellipsis, None))
+        with graph.inserting_before(user):
+            product = emit(graph, linear, vector.args[0], table)
+            column = emit(graph, operator.getitem, product, (Ellipsis, None))
         user.replace_all_uses_with(column)
         graph.erase_node(user)
     return len(users)

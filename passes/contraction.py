@@ -28,7 +28,9 @@ from torch import Tensor, fx
 from torch.nn.functional import linear
 
 from ..kernels.dynamic_linear import reference
-from .graphs import call_name, fake_mode, hint, insert_call, value_of
+from .graph.emit import emit
+from .graph.facts import remove_dead_code
+from .graph.nodes import call_name, hint, value_of
 
 __all__ = ["Generated", "contract", "generated"]
 
@@ -133,14 +135,14 @@ def contract(graph: fx.Graph, found: Sequence[Generated]) -> list[fx.Node]:
     tables = []
     for each in found:
         stack = each.product.meta.get("nn_module_stack")
-        with graph.inserting_before(each.product), fake_mode(graph):
-            mixed = insert_call(graph, _mixed, each.weight, each.start, *each.sizes)
+        with graph.inserting_before(each.product):
+            mixed = emit(graph, _mixed, each.weight, each.start, *each.sizes)
             result = _contracted(graph, each, mixed)
         mixed.meta["nn_module_stack"] = result.meta["nn_module_stack"] = stack
         each.product.replace_all_uses_with(result)
         graph.erase_node(each.product)
         tables.append(mixed)
-    graph.eliminate_dead_code()
+    remove_dead_code(graph)
     for split in dict.fromkeys(each.split for each in found):
         if split is not None and split.users:  # else nothing is left of it
             _generate_apart(graph, split)
@@ -162,12 +164,12 @@ def _base(weight: Tensor, bias: Tensor | None, start: int, inputs: int, outputs:
 
 def _contracted(graph: fx.Graph, each: Generated, mixed: fx.Node) -> fx.Node:
     vector, weight, bias, *_ = (*each.values.args, None)
-    base = insert_call(graph, _base, weight, bias, each.start, *each.sizes)
-    row = insert_call(graph, operator.getitem, each.row, (slice(None), 0))
+    base = emit(graph, _base, weight, bias, each.start, *each.sizes)
+    row = emit(graph, operator.getitem, each.row, (slice(None), 0))
     # The operator itself would be opaque to Inductor, which fuses this with what surrounds it.
-    result = insert_call(graph, reference.dynamic_linear, row, vector, mixed, base)
-    result = insert_call(graph, operator.getitem, result, (slice(None), None))
-    return result if each.shift is None else insert_call(graph, operator.add, each.shift, result)
+    result = emit(graph, reference.dynamic_linear, row, vector, mixed, base)
+    result = emit(graph, operator.getitem, result, (slice(None), None))
+    return result if each.shift is None else emit(graph, operator.add, each.shift, result)
 
 
 def _generate_apart(graph: fx.Graph, split: fx.Node) -> None:
@@ -179,9 +181,9 @@ def _generate_apart(graph: fx.Graph, split: fx.Node) -> None:
         place: Any = item.args[1]
         start = sum(sizes[:place])
         own = slice(start, start + sizes[place])
-        with graph.inserting_before(split), fake_mode(graph):
-            parts = [insert_call(graph, operator.getitem, each, own) for each in learnt]
-            result = insert_call(graph, linear, vector, *parts)
+        with graph.inserting_before(split):
+            parts = [emit(graph, operator.getitem, each, own) for each in learnt]
+            result = emit(graph, linear, vector, *parts)
         item.replace_all_uses_with(result)
         graph.erase_node(item)
-    graph.eliminate_dead_code()
+    remove_dead_code(graph)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn.functional import embedding
 
-from .graphs import call_name, is_model_state, value_of
+from .graph.nodes import call_name, is_model_state, value_of
 from .rows import POINTWISE, is_off
 
 __all__ = ["Rows", "analysed", "lookup_of"]

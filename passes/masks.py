@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
-from .effects import changed_in_place, is_pure
-from .graphs import ancestors, hint, is_model_state, value_of
+from .graph.facts import changed_in_place, is_pure
+from .graph.nodes import ancestors, hint, is_model_state, value_of
 
 __all__ = ["Mask", "read_mask"]
 

@@ -18,7 +18,9 @@ from torch import Tensor, fx
 from ..kernels.omnisparse import DEVICES, Choice
 from .attention import Attention, find_attention, without_copies
 from .base import PassResult, Program, Reason, Skip
-from .graphs import copy_module, fake_mode, graph_modules, hint, value_of
+from .graph.emit import emit
+from .graph.facts import Memory
+from .graph.nodes import copy_module, graph_modules, hint, value_of
 from .masks import Mask, read_mask
 from .visual import visual_masks
 
@@ -42,8 +44,9 @@ class OmniSparsePass:
         visual: set[str] = set()
         for part in list(graph_modules(module)):
             tables: dict[tuple[fx.Node, ...], fx.Node] = {}
-            for attention in find_attention(part.graph):
-                arguments = attention.arguments | without_copies(attention)
+            memory = Memory(part.graph)  # what is put in writes nothing, so this stays true
+            for attention in find_attention(part.graph, memory):
+                arguments = attention.arguments | without_copies(attention, memory)
                 arguments |= _fixed_numbers(arguments)
                 refused = self._refusal(attention, arguments, masks)
                 if refused is not None:
@@ -54,7 +57,8 @@ class OmniSparsePass:
                     tables[given] = _any(part.graph, attention.node, given)
                 visual |= {mask.name for mask in given}
                 arguments["visual"] = tables.get(given)
-                self._replace(part.graph, attention, arguments)
+                output = self._replace(part.graph, attention, arguments)
+                memory.stands_for(output, attention.node)
                 matched.append(attention.node.name)
             part.recompile()
         if not matched:
@@ -123,7 +127,7 @@ class OmniSparsePass:
         arguments |= {"is_causal": kind == "causal", "padding": padding}
         return None
 
-    def _replace(self, graph: fx.Graph, attention: Attention, arguments: dict[str, Any]) -> None:
+    def _replace(self, graph: fx.Graph, attention: Attention, arguments: dict[str, Any]) -> fx.Node:
         node = attention.node
         query, key, value = (arguments[name] for name in ("query", "key", "value"))
         scale, choice = arguments["scale"], self.choice
@@ -133,34 +137,32 @@ class OmniSparsePass:
         with graph.inserting_before(node):
             padding, valid = arguments["padding"], []
             if padding is not None:
-                valid = [_call(graph, torch.ne, padding, 0)]
+                valid = [emit(graph, torch.ne, padding, 0, like=node)]
             given = valid[0] if valid else None
-            detached = [_call(graph, torch.Tensor.detach, each) for each in (query, key)]
-            selection = _call(
+            detached = [emit(graph, torch.Tensor.detach, each, like=node) for each in (query, key)]
+            selection = emit(
                 graph, torch.ops.accel.omnisparse_select.default, *detached, given, is_causal,
-                scale, *choice.selecting(),
+                scale, *choice.selecting(), like=node,
             )  # fmt: skip
-            chosen = [_call(graph, operator.getitem, selection, index) for index in range(2)]
-            results = _call(
+            chosen = [emit(graph, operator.getitem, selection, i, like=node) for i in (0, 1)]
+            results = emit(
                 graph, torch.ops.accel.omnisparse_attend.default, query, key, value, *chosen, given,
                 arguments["visual"], is_causal, scale, *choice.attending(),
+                like=node,
             )  # fmt: skip
-            output = _call(graph, operator.getitem, results, 0)
-        for new in (*valid, *detached, selection, *chosen, results, output):
-            for name in ("nn_module_stack", "stack_trace", "source_fn_stack"):
-                if name in node.meta:
-                    new.meta[name] = node.meta[name]
+            output = emit(graph, operator.getitem, results, 0, like=node)
         node.replace_all_uses_with(output)
         for old in (node, *attention.inner):
             graph.erase_node(old)
+        return output
 
 
 def _any(graph: fx.Graph, before: fx.Node, masks: tuple[fx.Node, ...]) -> fx.Node:
     """Where any of the masks [batch, tokens, 1 or more] is set, [batch, tokens]."""
     with graph.inserting_before(before):
-        first, *others = (_call(graph, torch.any, mask, -1) for mask in masks)
+        first, *others = (emit(graph, torch.any, mask, -1) for mask in masks)
         for other in others:
-            first = _call(graph, torch.logical_or, first, other)
+            first = emit(graph, torch.logical_or, first, other)
     return first
 
 
@@ -171,12 +173,3 @@ def _fixed_numbers(arguments: dict[str, Any]) -> dict[str, float]:
         for name in ("scale", "dropout_p")
         if isinstance(arguments[name], fx.Node)
     }
-
-
-def _call(graph: fx.Graph, function: Any, *arguments: Any) -> fx.Node:
-    """A call with the fake value of its result."""
-    node = graph.call_function(function, arguments)
-    values = fx.node.map_arg(arguments, value_of)
-    with fake_mode(graph):
-        node.meta["example_value"] = function(*values)
-    return node

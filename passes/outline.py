@@ -7,7 +7,6 @@ inference and in training. Blocks inside a skip branch are outlined too.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,22 +17,26 @@ from torch.utils._pytree import tree_flatten
 
 from .base import PassResult, Program, Reason, Skip
 from .blocks import Block, find_stacks
-from .effects import storage_root, unsafe_effect
-from .graphs import (
+from .graph.facts import Memory
+from .graph.nodes import (
     ancestors,
     copy_module,
     descendants,
+    graph_modules,
+    is_model_state,
+    submodule_name,
+    value_of,
+)
+from .graph.regions import (
     extract,
     fix_floats,
     gather,
-    graph_modules,
-    is_model_state,
     live_ins,
     live_outs,
     operands_of,
+    replace_by_call,
     settle,
-    submodule_name,
-    value_of,
+    unsafe_effect,
 )
 
 __all__ = ["OutlinePass"]
@@ -93,10 +96,10 @@ def _fingerprint(piece: _Piece) -> tuple[Any, ...]:
     return (tuple(lines), borders, tuple(number[node] for node in piece.outputs))
 
 
-def _returns_input(piece: _Piece) -> fx.Node | None:
+def _returns_input(piece: _Piece, memory: Memory) -> fx.Node | None:
     """An output that may share memory with an input, if there is one."""
-    inside = set(piece.nodes)
-    return next((node for node in piece.outputs if storage_root(node) not in inside), None)
+    given = {number for node in piece.inputs for number in memory.of(node)}
+    return next((node for node in piece.outputs if memory.of(node) & given), None)
 
 
 def _longest_run(graph: fx.Graph, block: Block) -> list[fx.Node]:
@@ -117,7 +120,7 @@ def _longest_run(graph: fx.Graph, block: Block) -> list[fx.Node]:
     return max(runs, key=len)
 
 
-def _piece(graph: fx.Graph, block: Block) -> _Piece | Skip:
+def _piece(graph: fx.Graph, block: Block, memory: Memory) -> _Piece | Skip:
     """The part of a block that can be cut out as a function."""
     tagged = _longest_run(graph, block)
     if not tagged:
@@ -132,7 +135,7 @@ def _piece(graph: fx.Graph, block: Block) -> _Piece | Skip:
             f"{block.path} is interleaved with other code ({names})",
             min(stray).name,
         )
-    effect = unsafe_effect(tagged, graph)
+    effect = unsafe_effect(tagged, graph, memory)
     if effect is not None:
         return Skip(Reason.IMPURE, f"{block.path}: {effect.format_node()}", effect.name)
     nodes = tuple(tagged)
@@ -148,7 +151,7 @@ def _piece(graph: fx.Graph, block: Block) -> _Piece | Skip:
         if not isinstance(value_of(node), (Tensor, torch.SymInt, int)):
             kind = type(value_of(node)).__name__
             return Skip(Reason.UNSUPPORTED_VALUE, f"{block.path} reads a {kind}", node.name)
-    aliased = _returns_input(piece)
+    aliased = _returns_input(piece, memory)
     if aliased is not None:
         detail = f"{block.path} hands on a view of one of its inputs"
         return Skip(Reason.UNSUPPORTED_VALUE, detail, aliased.name)
@@ -170,7 +173,8 @@ class OutlinePass:
         calls = 0
         parts = list(graph_modules(module))
         for part in parts:
-            for parent, pieces, refused in self._groups(part.graph):
+            # All are looked at before any is replaced: what is known of memory is then still true.
+            for parent, pieces, refused in list(self._groups(part.graph)):
                 skipped += refused
                 for group in pieces:
                     # torch takes calls of one name for calls of one subgraph, wherever they are.
@@ -187,12 +191,13 @@ class OutlinePass:
         return replace(program, module=module), result
 
     def _groups(self, graph: fx.Graph) -> Iterator[tuple[str, list[list[_Piece]], list[Skip]]]:
+        memory = Memory(graph)
         for stack in find_stacks(graph):
             refused: list[Skip] = []
             groups: dict[tuple[Any, ...], list[_Piece]] = {}
             for block in stack.blocks:
                 fix_floats(graph, block.nodes)
-                piece = _piece(graph, block)
+                piece = _piece(graph, block, memory)
                 if isinstance(piece, Skip):
                     refused.append(piece)
                 else:
@@ -223,26 +228,17 @@ class OutlinePass:
         setattr(module, attribute, body)
         for piece in group:
             gather(graph, piece.nodes)
-            with graph.inserting_after(piece.nodes[-1]):
+            # Read again: an earlier call may have replaced what this block reads.
+            operands = operands_of(piece.nodes)
+            origin = piece.nodes[-1].meta.get("nn_module_stack")
+
+            def call(operands: list[fx.Node] = operands, origin: Any = origin) -> fx.Node:
                 reference = graph.get_attr(attribute)
-            with graph.inserting_after(reference):
-                call = graph.call_function(
-                    torch.ops.higher_order.invoke_subgraph,
-                    # Read again: an earlier call may have replaced what this block reads.
-                    (reference, attribute, *operands_of(piece.nodes)),
+                made = graph.call_function(
+                    torch.ops.higher_order.invoke_subgraph, (reference, attribute, *operands)
                 )
-            call.meta = {
-                "example_value": tuple(value_of(node) for node in piece.outputs),
-                "nn_module_stack": piece.nodes[-1].meta.get("nn_module_stack"),
-            }
-            anchor = call
-            inside = set(piece.nodes)
-            for index, output in enumerate(piece.outputs):
-                with graph.inserting_after(anchor):
-                    anchor = graph.call_function(operator.getitem, (call, index))
-                anchor.meta = {"example_value": value_of(output)}
-                for user in list(output.users):
-                    if user not in inside and user is not anchor:
-                        user.replace_input_with(output, anchor)
-            for node in reversed(piece.nodes):
-                graph.erase_node(node)
+                made.meta["nn_module_stack"] = origin
+                return made
+
+            values = [value_of(node) for node in piece.outputs]
+            replace_by_call(graph, piece.nodes, piece.outputs, call, values)

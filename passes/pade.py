@@ -13,7 +13,6 @@ inside one graph, the explicit state and the default predictor are ours.
 from __future__ import annotations
 
 import math
-import operator
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,22 +28,17 @@ from ..kernels.predictors.base import reduced_dims
 from .base import PassResult, Program, Reason, Skip
 from .blocks import Region, find_region
 from .clock import Clock, find_clock
-from .graphs import (
-    add_placeholder,
+from .graph.emit import add_input, inline
+from .graph.nodes import (
     copy_module,
-    extract,
     fake_mode,
-    fix_floats,
-    gather,
     hint,
-    operands_of,
     results_of,
-    settle,
     storage_of,
     submodule_name,
     value_of,
 )
-from .tracing import inline
+from .graph.regions import extract, fix_floats, gather, operands_of, replace_by_call, settle
 
 __all__ = ["PadePass", "StackState", "StreamState"]
 
@@ -109,7 +103,7 @@ class PadePass:
         if program.training:
             detail = "parameters or inputs need gradients; skipping steps is for inference"
             return program, PassResult(self.name, skipped=(Skip(Reason.TRAINING, detail),))
-        region, refused = find_region(program.module.graph)
+        region, refused = find_region(program.module.graph, program.memory)
         if region is None:
             return program, PassResult(self.name, skipped=tuple(refused))
         clock = find_clock(program.module.graph, region)
@@ -143,9 +137,8 @@ class PadePass:
         values = [value_of(node) for node in outputs]
         # Streams that lay their samples end to end have no batch dimension to tell apart.
         batch = values[0].shape[0] if len({str(value.shape[0]) for value in values}) == 1 else 1
-        with fake_mode(graph):
-            compute = add_placeholder(module, "accel_compute", torch.ones((), dtype=torch.bool))
-            states = [self._add_state(module, i, v, batch) for i, v in enumerate(values)]
+        compute = add_input(module, "accel_compute", (), torch.bool, torch.device("cpu"))
+        states = [self._add_state(module, i, v, batch) for i, v in enumerate(values)]
 
         # The branch is entered before the first node that reads its results, and after all that
         # it reads: everything in between that is not in the region is moved out of the way.
@@ -179,8 +172,8 @@ class PadePass:
             extract(module, nodes, operands, partial(self._blocks, streams)),
             extract(module, [], operands, partial(self._predict, streams)),
         )
-        taken = self._insert_branch(module, nodes, compute, operands, branches, streams)
-        self._return_state(graph, taken, streams)
+        results = self._insert_branch(module, nodes, compute, operands, branches, streams)
+        self._return_state(graph, results, streams)
         module.recompile()
         specification = tuple(
             StreamState(tuple(v.shape), v.dtype, v.device, self._moments_shape(v)) for v in values
@@ -195,19 +188,20 @@ class PadePass:
     def _add_state(self, module: fx.GraphModule, index: int, value: Tensor, batch: Any) -> _State:
         """The placeholders of one stream's state."""
 
-        def add(name: str, value: Tensor) -> fx.Node:
-            return add_placeholder(module, f"accel_{name}_{index}", value)
+        def add(name: str, like: Tensor) -> fx.Node:
+            return add_input(module, f"accel_{name}_{index}", like.shape, like.dtype, like.device)
 
         predictor, device = self.predictor, value.device
-        known = predictor.coefficients(
-            torch.zeros(predictor.history + 1, batch, device=device),
-            torch.ones((), device=device),
-            torch.zeros(self._moments_shape(value), device=device),
-        )
+        with fake_mode(module.graph):
+            known = predictor.coefficients(
+                torch.zeros(predictor.history + 1, batch, device=device),
+                torch.ones((), device=device),
+                torch.zeros(self._moments_shape(value), device=device),
+            )
         return _State(
-            coefficients=None if known is None else add("coefficients", _blank(known)),
-            residuals=[add(f"residual_{age}", _blank(value)) for age in range(predictor.history)],
-            previous=add("previous", _blank(value)) if predictor.reads_inputs else None,
+            coefficients=None if known is None else add("coefficients", known),
+            residuals=[add(f"residual_{age}", value) for age in range(predictor.history)],
+            previous=add("previous", value) if predictor.reads_inputs else None,
         )
 
     def _forecast(
@@ -229,7 +223,7 @@ class PadePass:
     def _blocks(
         self, streams: Sequence[_Stream], graph: fx.Graph, mapping: dict[fx.Node, fx.Node]
     ) -> list[fx.Node]:
-        """End of the computed branch: for each stream output and residual, flat, and moments."""
+        """End of the computed branch: flat outputs of all streams, flat residuals, and moments."""
         computed = [
             inline(graph, _computed, [mapping[stream.output], mapping[stream.partner]])
             for stream in streams
@@ -242,9 +236,8 @@ class PadePass:
         for stream, (output, flat, residual) in zip(streams, computed, strict=True):
             guess = self._forecast(graph, mapping, stream)
             earlier = [mapping[node] for node in stream.state.residuals[:2]]
-            results += [output, flat]
-            results += inline(graph, measured, [residual, guess, *earlier])
-        return results
+            results.append((output, flat, *inline(graph, measured, [residual, guess, *earlier])))
+        return _by_kind(results)
 
     def _predict(
         self, streams: Sequence[_Stream], graph: fx.Graph, mapping: dict[fx.Node, fx.Node]
@@ -254,8 +247,8 @@ class PadePass:
         for stream in streams:
             finish = partial(_filled_in, stream.value.dtype, self.predictor.granularity)
             arguments = [mapping[stream.partner], self._forecast(graph, mapping, stream)]
-            results += inline(graph, finish, arguments)
-        return results
+            results.append(inline(graph, finish, arguments))
+        return _by_kind(results)
 
     def _insert_branch(
         self,
@@ -266,7 +259,7 @@ class PadePass:
         branches: tuple[fx.GraphModule, fx.GraphModule],
         streams: Sequence[_Stream],
     ) -> list[fx.Node]:
-        """Put the branch in the place of `nodes`; its results, three for each stream."""
+        """Put the branch in the place of `nodes`; its results, by kind as branches return them."""
         graph = module.graph
         names = (
             submodule_name([module], "accel_blocks"),
@@ -274,48 +267,41 @@ class PadePass:
         )
         for name, branch in zip(names, branches, strict=True):
             setattr(module, name, branch)
-        results: list[Tensor] = []
-        with fake_mode(graph):
-            for stream in streams:
-                device = stream.value.device
-                results += [_blank(stream.value).flatten(), _blank(stream.value).flatten()]
-                results.append(torch.zeros(self._moments_shape(stream.value), device=device))
-        taken = []
-        with graph.inserting_before(nodes[0]):
+
+        def call() -> fx.Node:
             references = [graph.get_attr(name) for name in names]
-            call = graph.call_function(
+            return graph.call_function(
                 torch.ops.higher_order.cond, (compute, *references, tuple(operands))
             )
-            call.meta["example_value"] = tuple(results)
-            for index, value in enumerate(results):
-                node = graph.call_function(operator.getitem, (call, index))
-                node.meta["example_value"] = value
-                stream, kind = streams[index // 3], index % 3
-                if kind < 2:  # the output or its residual, flattened
-                    node = graph.call_method("view_as", (node, stream.partner))
-                    with fake_mode(graph):
-                        node.meta["example_value"] = _blank(stream.value)
-                taken.append(node)
-        inside = set(nodes)
-        for index, stream in enumerate(streams):
-            stream.output.replace_all_uses_with(
-                taken[3 * index], delete_user_cb=lambda user: user not in inside
-            )
-        for node in reversed(nodes):
-            graph.erase_node(node)
-        return taken
+
+        with fake_mode(graph):
+            flat = [_blank(stream.value).flatten() for stream in [*streams, *streams]]
+            measured = [
+                torch.zeros(self._moments_shape(stream.value), device=stream.value.device)
+                for stream in streams
+            ]
+        outputs = [stream.output for stream in streams]
+        partners = [stream.partner for stream in streams]
+        values = [*flat, *measured]
+        return replace_by_call(graph, nodes, outputs, call, values, [*partners, *partners])
 
     def _return_state(
-        self, graph: fx.Graph, taken: Sequence[fx.Node], streams: Sequence[_Stream]
+        self, graph: fx.Graph, results: Sequence[fx.Node], streams: Sequence[_Stream]
     ) -> None:
         """Append the new state to the graph's results."""
         result_node = graph.output_node()
+        count = len(streams)
         added: list[fx.Node] = []
         for index, stream in enumerate(streams):
-            added += [taken[3 * index + 2], taken[3 * index + 1]]
+            added += [results[2 * count + index], results[count + index]]
             if self.predictor.reads_inputs:
                 added.append(stream.partner)
         result_node.args = ((*results_of(graph), *added),)
+
+
+def _by_kind(streams: Sequence[Sequence[fx.Node]]) -> list[fx.Node]:
+    """The results of all streams: first all outputs, then all residuals, then all moments."""
+    return [result for kind in zip(*streams, strict=True) for result in kind]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from .base import Reason, Skip
-from .graphs import call_name, is_data_dependent, is_model_state, value_of
+from .graph.nodes import call_name, is_data_dependent, is_model_state, value_of
 
 __all__ = ["Stream", "is_activation", "partner_of"]
 

@@ -20,8 +20,9 @@ from typing import Any
 from torch import Tensor, fx
 from torch.nn.functional import scaled_dot_product_attention
 
-from .effects import mutated
-from .graphs import call_name, fake_mode, insert_call, value_of
+from .graph.emit import emit
+from .graph.facts import facts_of
+from .graph.nodes import call_name, value_of
 
 __all__ = ["POINTWISE", "is_off", "select_early"]
 
@@ -45,7 +46,7 @@ def select_early(graph: fx.Graph) -> int:
             place = _selection(node)
             if place is None or any(_selection(each) != place for each in node.args[0].users):
                 continue
-            with graph.inserting_before(node.args[0]), fake_mode(graph):
+            with graph.inserting_before(node.args[0]):
                 earlier = _computed_for(node.args[0], *place)
             if earlier is None:
                 continue
@@ -74,12 +75,12 @@ def _selection(node: fx.Node) -> tuple[int, int] | None:
 
 def _at(source: Any, dim: int, place: int) -> Any:
     """source[:, ..., place]."""
-    return insert_call(source.graph, operator.getitem, source, (*[EVERY] * dim, place))
+    return emit(source.graph, operator.getitem, source, (*[EVERY] * dim, place))
 
 
 def _computed_for(node: fx.Node, dim: int, place: int) -> fx.Node | None:
     """What `node[:, ..., place]` is, with the place of `node`'s inputs selected before."""
-    if node.op not in ("call_function", "call_method") or mutated(node) is not None:
+    if node.op not in ("call_function", "call_method") or facts_of(node).writes:
         return None
     if any(isinstance(each, fx.Node) for each in node.kwargs.values()):
         return None
@@ -135,9 +136,9 @@ def _of_attention(args: Any, dim: int, place: int) -> fx.Node | None:
     def narrowed(each: Any) -> Any:
         if each is None or value_of(each).dim() < 2 or _is_one(value_of(each).shape[-2]):
             return each
-        return insert_call(graph, operator.getitem, each, (Ellipsis, only, EVERY))
+        return emit(graph, operator.getitem, each, (Ellipsis, only, EVERY))
 
-    found = insert_call(
+    found = emit(
         graph, scaled_dot_product_attention, narrowed(args[0]), *args[1:3], *map(narrowed, args[3:])
     )
     return _at(found, dim, 0)

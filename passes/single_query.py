@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, fx
 from torch.nn.functional import scaled_dot_product_attention
 
-from .graphs import fake_mode, insert_call, value_of
+from .graph.emit import emit
+from .graph.nodes import value_of
 
 __all__ = ["open_single_queries"]
 
@@ -32,8 +33,8 @@ def open_single_queries(graph: fx.Graph) -> int:
     for node in graph.find_nodes(op="call_function", target=scaled_dot_product_attention):
         if node.kwargs or len(node.args) > 4 or not _is_single(*node.args[:3]):
             continue
-        with graph.inserting_before(node), fake_mode(graph):
-            result = insert_call(graph, _attention, *node.args)
+        with graph.inserting_before(node):
+            result = emit(graph, _attention, *node.args)
         node.replace_all_uses_with(result)
         graph.erase_node(node)
         opened += 1

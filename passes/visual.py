@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor, fx
 
-from .effects import changed_in_place
-from .graphs import ancestors, call_name, value_of
+from .graph.facts import changed_in_place
+from .graph.nodes import ancestors, call_name, value_of
 
 __all__ = ["visual_masks"]
 

@@ -25,12 +25,12 @@ import torch
 from torch import Tensor, fx
 
 from .base import PassResult, Program, Reason, Skip
-from .graphs import (
-    add_placeholder,
+from .graph.emit import add_input, emit
+from .graph.facts import remove_dead_code
+from .graph.nodes import (
     ancestors,
     call_name,
     copy_module,
-    fake_mode,
     results_of,
     value_of,
 )
@@ -98,7 +98,7 @@ def _match(program: Program) -> list[_Write] | Skip:
     """All writes to caches, in graph order; or why they can't be rewritten."""
     if program.training:
         return Skip(Reason.TRAINING, "decoding is for inference; call the model under no_grad")
-    graph = program.module.graph
+    graph, memory = program.module.graph, program.memory
     writes: list[_Write] = []
     for node in graph.nodes:
         if call_name(node) != "index_copy_":
@@ -133,7 +133,13 @@ def _match(program: Program) -> list[_Write] | Skip:
                 "where it writes is not arange(tokens) + a counter",
                 each.node.name,
             )
-        early = [user for user in each.cache.users if order[user] < order[each.node]]
+        own = memory.of(each.cache)
+        others = [node for node in memory.writers
+                  if node is not each.node and memory.written_by(node) & own]  # fmt: skip
+        if others:
+            return Skip(Reason.CACHE_FORM, "the cache is written otherwise, too", others[0].name)
+        early = [node for node in graph.nodes
+                 if order[node] < order[each.node] and memory.read_by(node) & own]  # fmt: skip
         if early:
             return Skip(Reason.CACHE_FORM, "the cache is read before it is written", early[0].name)
     return writes
@@ -153,9 +159,7 @@ def _rewrite(program: Program, writes: list[_Write]) -> tuple[Program, CacheStat
     graph = module.graph
     first = writes[0]
     batch, _, tokens, _ = value_of(first.new).shape
-    with fake_mode(graph):
-        value = torch.empty((batch, tokens), dtype=torch.long, device=value_of(first.new).device)
-    slots = add_placeholder(module, "slots", value)
+    slots = add_input(module, "slots", (batch, tokens), torch.long, value_of(first.new).device)
     counters = {
         mapping[each]
         for found in writes
@@ -166,21 +170,22 @@ def _rewrite(program: Program, writes: list[_Write]) -> tuple[Program, CacheStat
     for found in writes:
         node, cache = mapping[found.node], mapping[found.cache]
         with graph.inserting_before(node):
-            written = graph.call_function(write, (cache, slots, mapping[found.new]))
-        written.meta["example_value"] = value_of(found.cache)
+            written = emit(graph, write, cache, slots, mapping[found.new], like=node)
         for user in list(cache.users):
             if user not in (written, node):
                 user.replace_input_with(cache, written)
         node.replace_all_uses_with(written)
         graph.erase_node(node)
         new_caches.append(written)
+    removed = [*program.removed, *(found.node.name for found in writes)]
     # The counter is no longer read, and counting it up would be a side effect.
     for node in reversed(list(graph.nodes)):
         if call_name(node) == "add_" and node.args[0] in counters and not node.users:
+            removed.append(node.name)
             graph.erase_node(node)
     output = graph.output_node()
     output.args = ((*results_of(graph), *new_caches),)
-    graph.eliminate_dead_code()
+    remove_dead_code(graph)
     module.recompile()
     state = CacheState(
         caches=tuple(mapping[found.cache].name for found in writes),
@@ -188,4 +193,5 @@ def _rewrite(program: Program, writes: list[_Write]) -> tuple[Program, CacheStat
         tokens=int(tokens),
         slots=int(value_of(first.cache).shape[TOKENS]),
     )
-    return dataclasses.replace(program, module=module, state=state), state
+    rewritten = dataclasses.replace(program, module=module, state=state, removed=tuple(removed))
+    return rewritten, state

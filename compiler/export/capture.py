@@ -17,7 +17,7 @@ from ...kernels.errors import EngineError, ExportError, first_line
 from ...kernels.exports import EXPORT_BODIES
 from ...passes import PassResult
 from ...passes.base import Program
-from ...passes.graphs import (
+from ...passes.graph.nodes import (
     copy_module,
     fake_mode,
     graph_modules,

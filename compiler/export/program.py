@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from ...kernels.errors import ExportError, first_line
 from ...passes import PassResult
-from ...passes.graphs import results_of, value_of
+from ...passes.graph.nodes import results_of, value_of
 from ...passes.pade import StackState
 from ..options import Options
 from ..sizes import Size, size_of

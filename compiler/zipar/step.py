@@ -13,7 +13,8 @@ from transformers.cache_utils import Cache, StaticLayer
 from ...kernels.errors import OptionError, first_line
 from ...passes import Program, verify
 from ...passes.base import PassResult
-from ...passes.graphs import add_placeholder, fake_mode, results_of, value_of
+from ...passes.graph.emit import add_input
+from ...passes.graph.nodes import results_of, value_of
 from ...passes.zipar import CacheState, ZipARPass
 from ..export.capture import UNREACHED, Step, sources_of
 
@@ -159,9 +160,7 @@ def _take_out_lists(module: fx.GraphModule, device: torch.device) -> dict[str, T
     found: dict[str, Tensor] = {}
 
     def take_out(values: Tensor) -> fx.Node:
-        with fake_mode(module.graph):
-            example = torch.empty(values.shape, dtype=values.dtype, device=device)
-        node = add_placeholder(module, f"listed_{len(found)}", example)
+        node = add_input(module, f"listed_{len(found)}", values.shape, values.dtype, device)
         found[node.name] = values.to(device)
         return node
 

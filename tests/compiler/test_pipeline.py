@@ -9,7 +9,7 @@ import pytest
 import torch
 from accel.compiler import pipeline
 from accel.passes import Reason
-from accel.passes.graphs import copy_module
+from accel.passes.graph.nodes import copy_module
 
 
 class Raises:

@@ -1,4 +1,4 @@
-"""The graph verifier: what must hold after every rewrite."""
+"""The graph verifier: what must hold after every rewrite, and what differs where it does not."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..kernels.errors import VerificationError
-from .base import Program
-from .graphs import fake_mode, is_data_dependent, results_of, value_of
+from ...kernels.errors import VerificationError
+from ..base import Program
+from .facts import facts_of
+from .nodes import call_name, fake_mode, graph_modules, is_data_dependent, results_of, value_of
 
-__all__ = ["verify"]
+__all__ = ["effects_that_differ", "verify"]
 
 
 def _fail(pass_name: str, what: str) -> VerificationError:
@@ -81,7 +82,8 @@ def verify(before: Program, after: Program, pass_name: str, deep: bool = False) 
     """Raise VerificationError if a rewrite broke an invariant.
 
     Always: the graph is well formed; the caller's inputs and outputs are the same, in the same
-    order; branches match their operands; state tensors are inputs and outputs of their own.
+    order; branches match their operands; state tensors are inputs and outputs of their own; what
+    wrote, drew or acted before still does (see `effects_that_differ`).
     deep: also run the rewritten graph on fake tensors and compare the results' shapes and types.
     """
     module = after.module
@@ -109,8 +111,61 @@ def verify(before: Program, after: Program, pass_name: str, deep: bool = False) 
     if aliased:
         raise _fail(pass_name, f"state output {aliased[0]} is an input")
     _check_calls(module, pass_name)
+    different = effects_that_differ(before, after)
+    if different:
+        raise _fail(pass_name, "; ".join(different))
     if deep:
         _run_on_fakes(module, pass_name)
+
+
+def effects_that_differ(before: Program, after: Program) -> list[str]:
+    """What two stages of a program do differently beyond their results, in words.
+
+    Compared are, by name (a rewrite keeps the names of what it keeps): calls that draw random
+    numbers or act on global state; calls that write to memory of an input; and calls that write to
+    memory made in the graph: such a one may only be gone together with all that shares that memory.
+    What a pass has taken out on purpose (`Program.removed`) does not count.
+    """
+    found, removed = [], after.removed
+    kinds = (("draws", lambda facts: facts.draws), ("acts", lambda facts: bool(facts.acts)))
+    for what, chosen in kinds:
+        old, new = (
+            {node.name: node for node in each.module.graph.nodes if chosen(facts_of(node))}
+            for each in (before, after)
+        )
+        found += [f"{_form(old[name])} {what} and is gone" for name in old
+                  if name not in new and name not in removed]  # fmt: skip
+        found += [f"{_form(new[name])} {what} and is new" for name in new if name not in old]
+    old, new = _writes_to_inputs(before), _writes_to_inputs(after)
+    found += [f"{_form(old[name])} writes to an input and is gone" for name in old
+              if name not in new and name not in removed]  # fmt: skip
+    found += [f"{_form(new[name])} writes to an input and is new" for name in new
+              if name not in old]  # fmt: skip
+    left = {node.name for part in graph_modules(after.module) for node in part.graph.nodes}
+    memory = before.memory
+    for writer in memory.writers:
+        if writer.name in left or writer.name in old or writer.name in removed:
+            continue
+        written = memory.written_by(writer)
+        sharing = (node for node in before.module.graph.nodes if memory.of(node) & written)
+        still = next((node for node in sharing if node.name in left), None)
+        if still is not None:
+            found.append(f"{_form(writer)} writes to the memory of {still.name} and is gone")
+    return found
+
+
+def _writes_to_inputs(program: Program) -> dict[str, fx.Node]:
+    memory = program.memory
+    given = {
+        number
+        for node in program.module.graph.nodes if node.op in ("placeholder", "get_attr")
+        for number in memory.of(node)
+    }  # fmt: skip
+    return {node.name: node for node in memory.writers if memory.written_by(node) & given}
+
+
+def _form(node: fx.Node) -> str:
+    return f"{node.name} ({call_name(node)})"
 
 
 def _run_on_fakes(module: fx.GraphModule, pass_name: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from accel.kernels.errors import VerificationError
 from accel.kernels.predictors import resolve
 from accel.passes import OutlinePass, PadePass, Program, verify
-from accel.passes.graphs import copy_module
+from accel.passes.graph.nodes import copy_module
 from accel.tests.models import dit, noise
 from torch import fx
 

@@ -1,4 +1,4 @@
-"""Writing plain torch code into a graph."""
+"""Adding to a graph: the one way in which passes make nodes. Each node gets its fake value."""
 
 from __future__ import annotations
 
@@ -10,9 +10,42 @@ from torch import fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from .graphs import value_of
+from .nodes import fake_mode, value_of
 
-__all__ = ["inline"]
+__all__ = ["add_input", "emit", "inline"]
+
+# Where a node comes from, which a node that takes another's place inherits.
+_ORIGIN = ("nn_module_stack", "stack_trace", "source_fn_stack")
+
+
+def emit(graph: fx.Graph, function: Any, *args: Any, like: fx.Node | None = None) -> fx.Node:
+    """A new node at the point of insertion: `function(*args)`, with the value that it gives for the
+    operands' fake values.
+
+    function: what torch can trace: a function, an operator, a method by `torch.Tensor.name`.
+    like: the node whose place it takes; the new one is said to come from the same module and line.
+    """
+    node = graph.call_function(function, args)
+    values = fx.node.map_arg(args, value_of)
+    with fake_mode(graph):
+        node.meta["example_value"] = function(*values)
+    if like is not None:
+        node.meta |= {name: like.meta[name] for name in _ORIGIN if name in like.meta}
+    return node
+
+
+def add_input(
+    module: fx.GraphModule, name: str, shape: Sequence[Any], dtype: torch.dtype,
+    device: torch.device,
+) -> fx.Node:  # fmt: skip
+    """A new last input, in plain layout."""
+    graph = module.graph
+    last = graph.find_nodes(op="placeholder")[-1]
+    with graph.inserting_after(last):
+        node = graph.placeholder(name)
+    with fake_mode(graph):
+        node.meta["example_value"] = torch.empty(tuple(shape), dtype=dtype, device=device)
+    return node
 
 
 class _Recorder(TorchFunctionMode):
@@ -23,11 +56,6 @@ class _Recorder(TorchFunctionMode):
         self.graph = graph
         self.nodes = nodes
         self.alive: list[Any] = []  # ids are only unique among living tensors
-
-    def _note(self, value: torch.Tensor, node: fx.Node) -> None:
-        node.meta["example_value"] = value
-        self.nodes[id(value)] = node
-        self.alive.append(value)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -45,17 +73,20 @@ class _Recorder(TorchFunctionMode):
             node = self.graph.call_method(name, *arguments)
         else:
             node = self.graph.call_function(func, *arguments)
-        self._note(result, node)
+        node.meta["example_value"] = result
+        self.nodes[id(result)] = node
+        self.alive.append(result)
         return result
 
 
 def inline(
     graph: fx.Graph, function: Callable[..., Any], arguments: Sequence[fx.Node]
 ) -> list[fx.Node]:
-    """Append the body of a plain torch function of tensors to a graph; its results as nodes.
+    """Write the body of a plain torch function of tensors into a graph; its results as nodes.
 
     The function runs once on the arguments' fake values, so it may ask for dimensions; it must
-    not branch on values. The new nodes carry fake values of their own.
+    not branch on values. Where `emit` makes one node of a function, this makes one of each call in
+    it: for what a branch has to show to tracing and verification.
     """
     values = [value_of(node) for node in arguments]
     # The same tensor may be given twice (a blank history); views keep the arguments apart.

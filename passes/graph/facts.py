@@ -1,0 +1,537 @@
+"""What a call does beyond computing its result: what it writes, shares, draws, and what it costs.
+
+Nothing is looked up by name. A call is run once on fake values, without data, and torch says which
+operators it dispatches: their schemas tell what they write, their tags whether they draw random
+numbers, `torch.utils.flop_counter` what they cost, and the storages of the results what they share.
+What can't be run, or acts on something that is no value of the graph, is taken to do everything.
+
+Two things no schema says, so they are read from what an operator calls its arguments: whether its
+randomness is turned off (`training`, `train`, `dropout_p`), and that a batch normalisation in
+training writes its running statistics.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._ops import HigherOrderOperator, OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from .nodes import fake_mode, hint, storage_of, value_of
+
+__all__ = ["Facts", "Memory", "changed_in_place", "facts_of", "flops", "is_impure", "is_pure",
+           "remove_dead_code"]  # fmt: skip
+
+LARGEST_CACHE = 2**14  # calls of different targets, shapes or constants
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of one call.
+
+    writes: which of its operands' memory it changes, as numbers of tensors among the operands (see
+        `_leaves`). shares: pairs (a tensor of the result, a tensor of the operands) that share
+        memory. results: how many tensors the result has.
+    draws: whether it takes random numbers. acts: what else it does or might do, in words; empty
+        where it only computes. flops: multiplications and additions of matrix products, attention
+        and convolutions, at the captured sizes.
+    """
+
+    writes: frozenset[int] = frozenset()
+    shares: tuple[tuple[int, int], ...] = ()
+    results: int = 0
+    draws: bool = False
+    acts: str = ""
+    flops: int = 0
+
+    @property
+    def pure(self) -> bool:
+        """Whether it only computes its result."""
+        return not (self.writes or self.draws or self.acts)
+
+
+_CACHE: dict[Any, Facts] = {}
+
+
+def facts_of(node: fx.Node) -> Facts:
+    """The facts of a node; of a call the first time by running it on fake values."""
+    if node.op in ("placeholder", "get_attr", "output"):
+        return Facts()
+    if node.op not in ("call_function", "call_method"):
+        return Facts(acts=f"it calls {node.target}, which is no function")
+    if isinstance(node.target, HigherOrderOperator):
+        return _of_subgraphs(node)
+    key = _key_of(node)
+    found = _CACHE.get(key) if key is not None else None
+    if found is None:
+        found = _observed(node)
+        if key is not None:
+            if len(_CACHE) >= LARGEST_CACHE:
+                _CACHE.clear()
+            _CACHE[key] = found
+    return found
+
+
+def is_pure(node: fx.Node) -> bool:
+    """Whether a node only computes its result (it writes nothing, draws nothing, has no effect)."""
+    return facts_of(node).pure
+
+
+def is_impure(node: fx.Node) -> bool:
+    """Whether a node counts even where nobody reads its result."""
+    return node.op in ("placeholder", "output") or not is_pure(node)
+
+
+def flops(node: fx.Node) -> int:
+    """See `Facts.flops`."""
+    return facts_of(node).flops
+
+
+def remove_dead_code(graph: fx.Graph) -> None:
+    """Erase what nobody reads, but for what writes, draws or acts."""
+    graph.eliminate_dead_code(is_impure)
+
+
+# Memory
+
+
+class Memory:
+    """Which values of a graph may share memory, and which calls write to it.
+
+    Memory has numbers. Values share memory where their fakes have one storage, or where the call
+    that made one shares memory with its operands. It describes the graph as it was when this was
+    made; to ask for a node added since then is a KeyError.
+    """
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.graph = graph
+        self._parent: dict[int, int] = {}
+        self._own: dict[fx.Node, tuple[int, ...]] = {}
+        written: dict[fx.Node, tuple[int, ...]] = {}
+        for node in graph.nodes:
+            found = self._numbers_of(node)
+            self._own[node] = found
+            if node.op not in ("call_function", "call_method"):
+                continue
+            facts = facts_of(node)
+            operands = list(map(self._number, _leaves(node)))
+            # Where a call was not understood, its result may share memory with all it was given.
+            pairs: Iterable[tuple[int, int]] = facts.shares
+            if facts.acts or len(found) != facts.results:
+                pairs = ((mine, given) for mine in range(len(found)) for given in
+                         range(len(operands)))  # fmt: skip
+            for mine, given in pairs:
+                self._unite(found[mine], operands[given])
+            if facts.acts:
+                written[node] = tuple(operands)
+            elif facts.writes:
+                written[node] = tuple(operands[index] for index in facts.writes)
+        self._written = {
+            node: frozenset(map(self._root, numbers)) for node, numbers in written.items()
+        }
+
+    def of(self, node: fx.Node) -> frozenset[int]:
+        """The memory of a node's value."""
+        return frozenset(map(self._root, self._own[node]))
+
+    def stands_for(self, new: fx.Node, old: fx.Node) -> None:
+        """Say that a node that is in the graph by now has taken another's place."""
+        self._own[new] = self._own[old]
+
+    def read_by(self, node: fx.Node) -> frozenset[int]:
+        """The memory of all that a node reads."""
+        return frozenset(number for each in node.all_input_nodes for number in self.of(each))
+
+    def written_by(self, node: fx.Node) -> frozenset[int]:
+        """The memory that a node may write to."""
+        return self._written.get(node, frozenset())
+
+    @property
+    def writers(self) -> Iterator[fx.Node]:
+        """The nodes that may write to memory, in the graph's order."""
+        return iter(self._written)
+
+    def _numbers_of(self, node: fx.Node) -> tuple[int, ...]:
+        value = _value(node)
+        if node.op == "get_attr" and isinstance(value, Tensor):
+            # Two nodes may name one tensor, each with a fake of its own.
+            numbers = (self._number(value),)
+            attribute = _attribute(node)
+            if attribute is not None:
+                self._unite(numbers[0], self._number(attribute))
+            return numbers
+        if value is None and node.op in ("call_function", "call_method") and node.users:
+            # Nothing is known of it: it may be memory of its own, or that of its operands.
+            mine = -len(self._parent) - 1
+            self._parent[mine] = mine
+            for number in (n for each in node.all_input_nodes for n in self._own.get(each, ())):
+                self._unite(mine, number)
+            return (mine,)
+        return tuple(map(self._number, _tensors(value)))
+
+    def _number(self, tensor: Tensor) -> int:
+        try:
+            number = storage_of(tensor)
+        except (NotImplementedError, RuntimeError):  # a subclass without a storage of its own
+            number = -id(tensor)
+        self._parent.setdefault(number, number)
+        return number
+
+    def _root(self, number: int) -> int:
+        while self._parent[number] != number:
+            self._parent[number] = self._parent[self._parent[number]]
+            number = self._parent[number]
+        return number
+
+    def _unite(self, left: int, right: int) -> None:
+        self._parent[self._root(left)] = self._root(right)
+
+
+def changed_in_place(
+    nodes: Iterable[fx.Node], graph: fx.Graph, memory: Memory | None = None
+) -> fx.Node | None:
+    """A node that may write to the memory of one of `nodes`, if there is one."""
+    memory = memory or Memory(graph)
+    theirs = frozenset(number for node in nodes for number in memory.of(node))
+    return next((node for node in memory.writers if memory.written_by(node) & theirs), None)
+
+
+# Running a call on fake values
+
+
+def _attribute(node: fx.Node) -> Any:
+    """The tensor that a graph refers to by name."""
+    found: Any = node.graph.owning_module
+    for part in str(node.target).split("."):
+        found = getattr(found, part, None)
+    return found if isinstance(found, Tensor) else None
+
+
+def _value(node: fx.Node) -> Any:
+    value = value_of(node)
+    return _attribute(node) if value is None and node.op == "get_attr" else value
+
+
+def _given(node: fx.Node) -> tuple[Any, Any]:
+    """Positional and named operands of a call, with values in the place of nodes."""
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), _value)
+    return args, kwargs
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """The tensors in a value, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        return [each for item in value.values() for each in _tensors(item)]
+    if isinstance(value, (tuple, list)):
+        return [each for item in value for each in _tensors(item)]
+    if isinstance(value, slice):
+        return _tensors((value.start, value.stop, value.step))
+    return []
+
+
+def _leaves(node: fx.Node) -> list[Tensor]:
+    """The tensors among a call's operands, in order: what `Facts` numbers."""
+    return _tensors(_given(node))
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """A value with each tensor changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _mapped(item, change) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        items = [_mapped(item, change) for item in value]
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*items)
+        return type(value)(items) if type(value) in (tuple, list) else tuple(items)
+    if isinstance(value, slice):
+        return slice(*(_mapped(each, change) for each in (value.start, value.stop, value.step)))
+    return value
+
+
+class _UnkeyedError(Exception):
+    """A value that can't be part of a key of the cache."""
+
+
+def _key_of(node: fx.Node) -> Any:
+    """Equal for two calls that do the same; None where that can't be told."""
+    try:
+        return (node.op, node.target, _key((node.args, node.kwargs)), _key(value_of(node)))
+    except _UnkeyedError:
+        return None
+
+
+_PLAIN = (str, bytes, type(None), type(...), torch.dtype, torch.device, torch.layout,
+          torch.memory_format, complex)  # fmt: skip
+
+
+def _key(value: Any) -> Any:
+    if isinstance(value, fx.Node):
+        return _key(_value(value))
+    if isinstance(value, (bool, int, float)):
+        return type(value), value
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, Tensor):
+        if type(value) not in _SIMPLE:
+            raise _UnkeyedError
+        return (_sizes(value.shape), _sizes(value.stride()), value.dtype, value.device,
+                value.is_conj(), value.is_neg())  # fmt: skip
+    if isinstance(value, (tuple, list)):
+        return type(value), tuple(map(_key, value))
+    if isinstance(value, dict):
+        return tuple((name, _key(item)) for name, item in value.items())
+    if isinstance(value, slice):
+        return slice, _key(value.start), _key(value.stop), _key(value.step)
+    if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+        known = value.node.hint if value.node.has_hint() else None
+        return type(value), str(value), known
+    raise _UnkeyedError
+
+
+def _sizes(sizes: Iterable[Any]) -> tuple[Any, ...]:
+    return tuple(each if type(each) is int else _key(each) for each in sizes)
+
+
+def _simple_types() -> tuple[type, ...]:
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return (FakeTensor, Tensor, torch.nn.Parameter)
+
+
+_SIMPLE = _simple_types()
+
+
+class _Watch(TorchDispatchMode):
+    """Notes what the operators that pass by write, draw and cost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: set[int] = set()
+        self.draws = False
+        self.acts = ""
+        self.flops = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not isinstance(func, OpOverload):
+            self.acts = self.acts or f"it calls {func}"
+            return func(*args, **kwargs)
+        # One that stands for others says little: what counts is what it is made of.
+        if func.namespace != "prim" and torch._C._dispatch_has_kernel_for_dispatch_key(
+            func.name(), torch._C.DispatchKey.CompositeImplicitAutograd
+        ):
+            with self:
+                made = func.decompose(*args, **kwargs)
+            if made is not NotImplemented:
+                return made
+        schema = func._schema
+        names = [each.name for each in schema.arguments]
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        writes = {name for name, each in zip(names, schema.arguments, strict=True) if each.is_write}
+        if _is_on(given, "training", "use_input_stats"):
+            writes |= {name for name in names if name in ("running_mean", "running_var")}
+        for name in writes:
+            self.written |= {storage_of(each) for each in _tensors(given.get(name))}
+        if torch.Tag.nondeterministic_seeded in func.tags and not _is_off(schema, given):
+            self.draws = True
+        if not schema.returns and not writes:
+            self.acts = self.acts or f"{func} returns nothing"
+        result = func(*args, **kwargs)
+        formula = _FORMULAS.get(func._overloadpacket) or flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.flops += hint(formula(*args, **kwargs, out_val=result))
+        return result
+
+
+def _is_on(given: dict[str, Any], *names: str) -> bool:
+    return any(given.get(name) is True for name in names)
+
+
+def _is_off(schema: Any, given: dict[str, Any]) -> bool:
+    """Whether an operator that can draw is told not to."""
+    defaults = {each.name: each.default_value for each in schema.arguments
+                if each.has_default_value()}  # fmt: skip
+    told = {**defaults, **given}
+    still = any(told.get(name) is False for name in ("training", "train"))
+    return still or ("dropout_p" in told and told["dropout_p"] == 0)
+
+
+def _attention_flops(
+    query: Tensor, key: Tensor, value: Tensor, *args: Any, out_val: Any, **kwargs: Any
+) -> int:
+    """Two products, [queries, width] by keys and [queries, keys] by values."""
+    *outer, queries, width = map(hint, query.shape)
+    keys, made = hint(key.shape[-2]), hint(value.shape[-1])
+    return 2 * math.prod(outer) * queries * keys * (width + made)
+
+
+# The counter knows neither this one, nor key heads that several query heads share.
+_FORMULAS: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention: _attention_flops,
+    torch.ops.aten._scaled_dot_product_efficient_attention: _attention_flops,
+    torch.ops.aten._scaled_dot_product_cudnn_attention: _attention_flops,
+    torch.ops.aten._scaled_dot_product_fused_attention_overrideable: _attention_flops,
+    torch.ops.higher_order.flex_attention: _attention_flops,
+}
+
+
+def _observed(node: fx.Node) -> Facts:
+    """The facts of a call, by running it."""
+    args, kwargs = _given(node)
+    operands, made = _tensors((args, kwargs)), value_of(node)
+    strange = _strange(made)
+    if strange:
+        return Facts(acts=strange)
+    if any(map(torch._C._functorch.is_functorch_wrapped_tensor, [*operands, *_tensors(made)])):
+        return Facts(acts="it belongs to a torch.func transform")
+    if not operands and not _tensors(made):
+        # No tensor goes in or comes out: arithmetic of sizes, or a change of some global state.
+        numbers = made is not None and getattr(node.target, "__module__", "") in _ARITHMETIC
+        return Facts() if numbers else Facts(acts=f"{node.target} acts on no value of the graph")
+    mode = next((each.fake_mode for each in [*operands, *_tensors(made)]
+                 if hasattr(each, "fake_mode")), None) or fake_mode(node.graph)  # fmt: skip
+    watch = _Watch()
+    before = _global_state()
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(mode)
+            if mode.shape_env is not None:
+                stack.enter_context(mode.shape_env.suppress_guards())
+                stack.enter_context(mode.shape_env.ignore_fresh_unbacked_symbols())
+            fresh: list[Tensor] = []
+
+            def renewed(tensor: Tensor) -> Tensor:
+                fresh.append(_fresh(tensor, mode))
+                return fresh[-1]
+
+            new_args, new_kwargs = _mapped((args, kwargs), renewed)
+            places: dict[int, list[int]] = {}
+            for index, each in enumerate(fresh):
+                places.setdefault(storage_of(each), []).append(index)
+            with watch:
+                if node.op == "call_method":
+                    result = getattr(new_args[0], str(node.target))(*new_args[1:], **new_kwargs)
+                else:
+                    target: Any = node.target
+                    result = target(*new_args, **new_kwargs)
+            results = _tensors(result)
+            shares = tuple(
+                (mine, given)
+                for mine, each in enumerate(results)
+                for given in places.get(storage_of(each), ())
+            )
+            writes = frozenset(i for each in watch.written for i in places.get(each, ()))
+    except Exception as error:
+        # Whatever torch raises for it: then nothing is known of the call.
+        return Facts(acts=f"it can't be run on fake values ({type(error).__name__})")
+    finally:
+        changed = _restore(before)
+    acts = watch.acts or changed or _strange(result)
+    if not acts and result is None and not writes:
+        acts = f"{node.target} returns nothing"
+    return Facts(writes, shares, len(results), watch.draws, acts, watch.flops)
+
+
+# Whose functions of numbers only compute.
+_ARITHMETIC = ("_operator", "operator", "math", "builtins", "torch")
+_VALUES = (Tensor, torch.SymInt, torch.SymFloat, torch.SymBool, int, float, complex, bool, str,
+           type(None), torch.Size, torch.dtype, torch.device, torch.layout)  # fmt: skip
+
+
+def _strange(value: Any) -> str:
+    """Says it where a result holds something else than tensors and numbers."""
+    if isinstance(value, _VALUES):
+        return ""
+    if isinstance(value, (tuple, list)):
+        return next(filter(None, map(_strange, value)), "")
+    return f"its result is a {type(value).__name__}"
+
+
+def _fresh(tensor: Tensor, mode: Any) -> Tensor:
+    """A fake tensor of the same form with memory of its own."""
+    if type(tensor) not in _SIMPLE or tensor.is_conj() or tensor.is_neg():
+        if type(tensor) in _SIMPLE:
+            twin = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype,
+                                       device=tensor.device)  # fmt: skip
+            return twin.conj() if tensor.is_conj() else twin
+        return tensor.detach()
+    if tensor.layout is not torch.strided:
+        return mode.from_tensor(tensor) if not hasattr(tensor, "fake_mode") else tensor.detach()
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype,
+                               device=tensor.device)  # fmt: skip
+
+
+def _global_state() -> tuple[Any, ...]:
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch._C._is_any_autocast_enabled(),
+        torch._C._functorch.maybe_current_level(),
+    )
+
+
+def _restore(before: tuple[Any, ...]) -> str:
+    """Says it where a call has changed torch's state, which is put back."""
+    if _global_state() == before:
+        return ""
+    torch._C._set_grad_enabled(before[0])
+    return "it changes torch's global state"
+
+
+# Calls of subgraphs
+
+
+def _of_subgraphs(node: fx.Node) -> Facts:
+    """Of a higher-order operator: what its subgraphs do. It writes all that it reads where any of
+    them writes to what it was given."""
+    owner: Any = node.graph.owning_module
+    named = [each for each in node.all_input_nodes if each.op == "get_attr"]
+    children = [getattr(owner, str(each.target), None) for each in named]
+    graphs = [child.graph for child in children if isinstance(child, fx.GraphModule)]
+    if not graphs:
+        return Facts(acts=f"{node.target} is no call of subgraphs")
+    operands, results = len(_leaves(node)), len(_tensors(value_of(node)))
+    writes, shares, draws, acts = False, False, False, ""
+    costs = []
+    for graph in graphs:
+        memory = Memory(graph)
+        given = frozenset(
+            number for each in graph.nodes if each.op in ("placeholder", "get_attr")
+            for number in memory.of(each)
+        )  # fmt: skip
+        for each in graph.nodes:
+            facts = facts_of(each)
+            draws = draws or facts.draws
+            acts = acts or facts.acts
+            writes = writes or bool(memory.written_by(each) & given)
+        shares = shares or any(memory.of(each) & given for each in
+                               graph.output_node().all_input_nodes)  # fmt: skip
+        costs.append(sum(facts_of(each).flops for each in graph.nodes))
+    branches = node.target is torch.ops.higher_order.cond
+    own = 0
+    if node.target in _FORMULAS:
+        args, kwargs = _given(node)
+        own = _FORMULAS[node.target](*args, **kwargs, out_val=value_of(node))
+    return Facts(
+        writes=frozenset(range(operands)) if writes else frozenset(),
+        shares=tuple((i, j) for i in range(results) for j in range(operands)) if shares else (),
+        results=results,
+        draws=draws,
+        acts=acts,
+        flops=own + (max(costs) if branches else sum(costs)),
+    )
