@@ -147,7 +147,9 @@ class PadePass:
         entering = [node for node in operands_of(nodes) if node not in partners]
         # Inductor may pick another layout for a value than the one that the branch was traced
         # with; making it contiguous settles it. And a branch takes no two views of one tensor.
-        tensors = [n for n in [*partners, *entering] if isinstance(value_of(n), Tensor)]
+        # Two streams may have one partner.
+        crossing = dict.fromkeys([*partners, *entering])
+        tensors = [n for n in crossing if isinstance(value_of(n), Tensor)]
         storages = Counter(storage_of(value_of(node)) for node in tensors)
         given = [node for node in tensors if node.op == "placeholder"]
         rearranged = [

@@ -283,7 +283,7 @@ def _key(value: Any) -> Any:
     if isinstance(value, _PLAIN):
         return value
     if isinstance(value, Tensor):
-        if type(value) not in _SIMPLE:
+        if type(value) not in _SIMPLE or value.layout is not torch.strided:
             raise _UnkeyedError
         return (_sizes(value.shape), _sizes(value.stride()), value.dtype, value.device,
                 value.is_conj(), value.is_neg())  # fmt: skip
@@ -398,6 +398,8 @@ def _observed(node: fx.Node) -> Facts:
         return Facts(acts=strange)
     if any(map(torch._C._functorch.is_functorch_wrapped_tensor, [*operands, *_tensors(made)])):
         return Facts(acts="it belongs to a torch.func transform")
+    if any(each.layout is not torch.strided for each in [*operands, *_tensors(made)]):
+        return Facts(acts="it works on tensors without a plain layout")
     if not operands and not _tensors(made):
         # No tensor goes in or comes out: arithmetic of sizes, or a change of some global state.
         numbers = made is not None and getattr(node.target, "__module__", "") in _ARITHMETIC
@@ -416,7 +418,7 @@ def _observed(node: fx.Node) -> Facts:
             fresh: list[Tensor] = []
 
             def renewed(tensor: Tensor) -> Tensor:
-                fresh.append(_fresh(tensor, mode))
+                fresh.append(_fresh(tensor))
                 return fresh[-1]
 
             new_args, new_kwargs = _mapped((args, kwargs), renewed)
@@ -462,18 +464,13 @@ def _strange(value: Any) -> str:
     return f"its result is a {type(value).__name__}"
 
 
-def _fresh(tensor: Tensor, mode: Any) -> Tensor:
+def _fresh(tensor: Tensor) -> Tensor:
     """A fake tensor of the same form with memory of its own."""
-    if type(tensor) not in _SIMPLE or tensor.is_conj() or tensor.is_neg():
-        if type(tensor) in _SIMPLE:
-            twin = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype,
-                                       device=tensor.device)  # fmt: skip
-            return twin.conj() if tensor.is_conj() else twin
-        return tensor.detach()
-    if tensor.layout is not torch.strided:
-        return mode.from_tensor(tensor) if not hasattr(tensor, "fake_mode") else tensor.detach()
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype,
+    if type(tensor) not in _SIMPLE or tensor.is_neg():
+        return tensor.detach()  # a subclass: its own memory is a fake, too
+    twin = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype,
                                device=tensor.device)  # fmt: skip
+    return twin.conj() if tensor.is_conj() else twin
 
 
 def _global_state() -> tuple[Any, ...]:
