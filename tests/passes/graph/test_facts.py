@@ -1,4 +1,4 @@
-"""Facts against what really happens: all of torch's operators, not those that somebody thought of."""
+"""Facts against what really happens, for all of torch's operators, not those one thought of."""
 
 from __future__ import annotations
 
