@@ -28,8 +28,9 @@ def accepted(predictor: Any) -> str | Predictor:
     """A predictor as the options keep it: a name of accel's own, else an object that was tried.
 
     An object equal to one of accel's own becomes its name. Raises OptionError for an unknown name,
-    and for an object that lacks a part of `kernels.predictors.Predictor`, can't be written into a
-    graph, does not reproduce a constant, is not scale-equivariant, or yields NaN or Inf.
+    and for an object that lacks a part of `kernels.predictors.Predictor`, is no function of its
+    arguments, can't be written into a graph, does not reproduce a constant, is not
+    scale-equivariant, or yields NaN or Inf.
     """
     if isinstance(predictor, str):
         resolve(predictor)
@@ -106,11 +107,17 @@ class _Trial:
                     )
 
     def on_scales(self) -> None:
-        """Scaled residuals and inputs give the scaled forecast."""
+        """The same again gives the same, and scaled residuals and inputs the scaled forecast."""
         history = [self._draw() for _ in range(self.predictor.history)]
         inputs = [self._draw(), self._draw()]
         for kind, times in self._times().items():
             once = self._forecast(history, times, inputs, f"random residuals, {kind}")
+            again = self._forecast(history, times, inputs, f"random residuals, {kind}")
+            if not torch.equal(once, again):
+                raise OptionError(
+                    f"predictor {self.name} answers {_first(once):.4g} and then, to the same "
+                    f"question, {_first(again):.4g}; it must not draw numbers or remember calls"
+                )
             for scale in SCALES:
                 where = f"random residuals times {scale:g}, {kind}"
                 scaled = [each * scale for each in history], [each * scale for each in inputs]
@@ -157,8 +164,9 @@ class _Trial:
         expected = forecast(*values)
         if _apart(got, expected) > TOLERANCE:
             raise OptionError(
-                f"predictor {self.name} computes something else when it is called again: predict "
-                f"gave {_first(got):.4g}, then {_first(expected):.4g}"
+                f"predict of predictor {self.name} computes something else as a graph: "
+                f"{_first(got):.4g} instead of {_first(expected):.4g}. A graph does not hold what "
+                "is written into a tensor in place; compute a new one"
             )
 
     def _forecast(

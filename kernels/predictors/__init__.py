@@ -12,8 +12,10 @@ from .pade import Pade
 from .polynomial import Reuse, Taylor
 from .tc_pade import TCPadePaper, TCPadeRelease
 
-__all__ = ["MOMENTS", "PREDICTORS", "Predictor", "Signals", "judge", "judged", "moments", "predictor_name",
-           "registered_name", "resolve"]  # fmt: skip
+__all__ = [
+    "MOMENTS", "PREDICTORS", "Predictor", "Signals", "judge", "judged", "moments",
+    "predictor_name", "registered_name", "resolve",
+]  # fmt: skip
 
 PREDICTORS: dict[str, Predictor] = {
     "pade": Pade(),
