@@ -13,6 +13,8 @@ from accel import ExportError, OptionError
 from accel.compiler.options import PadeOptions
 from accel.compiler.predictor_trial import accepted
 from accel.kernels.predictors import PREDICTORS, Predictor, predictor_name
+from accel.kernels.predictors.chebyshev import Chebyshev
+from accel.kernels.predictors.hermite import Hermite
 from accel.kernels.predictors.pade import Pade
 from accel.kernels.predictors.polynomial import Taylor
 from accel.tests.models import dit, euler, noise, relative
@@ -282,16 +284,23 @@ def test_an_engine_refuses_an_object_by_name(kind: str, tmp_path: Any) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_an_engine_takes_an_object_that_has_a_name(tmp_path: Any) -> None:
+@pytest.mark.parametrize(
+    ("kind", "name", "predictor"),
+    [("onnx", "chebyshev", Chebyshev()), ("pt2", "hermite", Hermite())],
+)
+def test_an_engine_takes_an_object_that_has_a_name(
+    kind: str, name: str, predictor: Predictor, tmp_path: Any
+) -> None:
     kwargs = {"timestep": torch.full((2,), 1000.0), "class_labels": LABELS}
+    pade = {"predictor": predictor, "max_error": 1e9}
     engine = accel.export(
-        dit(2), (noise(),), kwargs, path=tmp_path / "dit.onnx",
-        options={"pade": {"predictor": Taylor(order=1)}},
-    )  # fmt: skip
-    assert engine.manifest.options["pade"]["predictor"] == "linear"
-    fast = compiled(dit(2), "linear")
-    expected = euler(fast, noise(), LABELS)
-    assert max(map(relative, euler(engine, noise(), LABELS), expected)) < 1e-4
+        dit(2), (noise(),), kwargs, path=tmp_path / f"dit.{kind}", options={"pade": pade}
+    )
+    assert engine.manifest.options["pade"]["predictor"] == name
+    got = euler(engine, noise(), LABELS)
+    expected = euler(compiled(dit(2), name, max_error=1e9), noise(), LABELS)
+    assert max(map(relative, got, expected)) < 1e-4
+    assert engine.stats().predicted_steps == 12
 
 
 def test_a_fresh_object_of_equal_fields_is_the_same_option() -> None:
