@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 from ..kernels.errors import OptionError
 from ..kernels.omnisparse import Choice
-from ..kernels.predictors import resolve
+from ..kernels.predictors import Predictor
 from .gate import Gate
+from .predictor_trial import accepted
 from .schedule import PRESETS, Schedule, parse_schedule
 
 __all__ = ["CodebookOptions", "OmniSparseOptions", "Options", "PadeOptions", "parse_options"]
@@ -26,7 +27,8 @@ class PadeOptions:
 
     preset: "quality", "balanced" or "fast": about 10, 8 and 6 computed steps of 20. For the
         schedule "auto" only; None means "balanced" there.
-    predictor: a name from `accel.kernels.predictors.PREDICTORS`.
+    predictor: a name from `accel.kernels.predictors.PREDICTORS`, or an object that follows
+        `accel.kernels.predictors.Predictor`. An object is tried on small tensors first.
     schedule: "auto", "full" (always compute), {"interval": N, "warmup": W}, or a list of the
         steps to compute, counted from 0.
     gate: a further condition for skipping, judged after each computed step; None for none.
@@ -36,14 +38,14 @@ class PadeOptions:
     """
 
     preset: str | None = None
-    predictor: str = "pade"
+    predictor: str | Predictor = "pade"
     schedule: str | Mapping[str, int] | Sequence[int] = "auto"
     gate: Gate | Mapping[str, Any] | None = None
     max_error: float = 1.0
     max_runs: int = 8
 
     def __post_init__(self) -> None:
-        resolve(self.predictor)
+        object.__setattr__(self, "predictor", accepted(self.predictor))
         if self.preset is not None and self.preset not in PRESETS:
             raise OptionError(f"unknown preset {self.preset!r}; known: {', '.join(PRESETS)}")
         if self.preset is not None and self.schedule != "auto":

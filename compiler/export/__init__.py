@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from ...kernels.errors import EngineError, ExportError, OptionError
+from ...kernels.predictors import PREDICTORS, predictor_name
 from ..options import Options, parse_options
 from . import aoti_package, onnx_file
 from .capture import Captured, capture
@@ -40,9 +41,10 @@ def export(
     free (else all are fixed; some models can be translated only then). path: ends in ".onnx" (needs
     the extra `onnx`) or ".pt2" (AOTInductor, compiled for this machine). options: as for the
     backend, but for `lowering`.
-    Raises ExportError if the model can't be captured whole, the format can't hold it, or the engine
-    computes something else on the example inputs than the model; then no file is left behind. What
-    a pass did not do is in `engine.manifest.passes`.
+    Raises ExportError if the model can't be captured whole, the predictor is an object that is none
+    of accel's own, the format can't hold the graph, or the engine computes something else on the
+    example inputs than the model; then no file is left behind. What a pass did not do is in
+    `engine.manifest.passes`.
     """
     target = Path(path)
     form = _format(target, ExportError)
@@ -52,6 +54,7 @@ def export(
             f"lowering {parsed.lowering!r} is for torch.compile; an engine is compiled by what its "
             "format stands for"
         )
+    _check_predictor(parsed)
     captured = capture(
         model, args, kwargs or {}, parsed, form.LEFT_OUT, free=free_sizes, plain=form.PLAIN
     )
@@ -76,6 +79,18 @@ def export(
             else:
                 place.unlink(missing_ok=True)  # of an earlier engine of that name
     return engine
+
+
+def _check_predictor(options: Options) -> None:
+    """Raise ExportError for a predictor that an engine could not have without a user's code."""
+    pade = options.pade_options
+    if pade is not None and not isinstance(pade.predictor, str):
+        raise ExportError(
+            f"the predictor {predictor_name(pade.predictor)} is an object: an engine calls its "
+            "coefficients() between steps, and an engine's file holds the names of accel's own "
+            f"predictors ({', '.join(PREDICTORS)}), no code. In a server's model repository "
+            "(accel.compiler.export.serving.export_repository) they are part of the graph"
+        )
 
 
 def _run(engine: Engine, captured: Captured, args: Any, kwargs: Mapping[str, Any]) -> list[Any]:

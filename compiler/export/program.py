@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...kernels.errors import ExportError, first_line
+from ...kernels.predictors import predictor_name
 from ...passes import PassResult
 from ...passes.graph.nodes import results_of, value_of
 from ...passes.pade import StackState
-from ..options import Options
+from ..options import Options, PadeOptions
 from ..sizes import Size, size_of
 from .capture import Captured, signature_of
 from .manifest import (
@@ -209,8 +210,16 @@ def _constants(found: tuple[tuple[Path, Any], ...]) -> tuple[Constant, ...]:
 
 
 def _plain_options(options: Options) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(options)))
+    plain: dict[str, Any] = json.loads(json.dumps(options, default=_fields))
     return plain
+
+
+def _fields(options: Any) -> dict[str, Any]:
+    """The fields of a dataclass of options by name; a predictor by its own name."""
+    found = {each.name: getattr(options, each.name) for each in dataclasses.fields(options)}
+    if isinstance(options, PadeOptions):
+        found["predictor"] = predictor_name(options.predictor)
+    return found
 
 
 def _weights_hash(model: nn.Module) -> str:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "MOMENTS", "Predictor", "Signals", "along_differences", "inner", "judge", "judged",
-    "moments", "reduced_dims", "safe_divide", "trusted_or",
+    "GRANULARITIES", "MOMENTS", "Predictor", "Signals", "along_differences", "differences_of",
+    "distinct", "inner", "judge", "judged", "moments", "reduced_dims", "safe_divide", "trusted_or",
 ]  # fmt: skip
 
+GRANULARITIES = ("sample", "channel", "token")
 MOMENTS = 5
 
 
@@ -25,7 +26,11 @@ class Predictor(Protocol):
     torch without control flow on values. `coefficients` is small and may be involved: whoever runs
     the graph evaluates it before each step, from the times and from the `moments` that the last
     computed step returned. It too is plain torch without control flow on values, so that an
-    exported graph can contain it. Implementations are frozen dataclasses.
+    exported graph can contain it.
+
+    A constant history is reproduced, whatever the times; scaled residuals give the scaled forecast;
+    nothing finite gives NaN or Inf. Implementations are frozen dataclasses, so that equal ones are
+    known for equal.
     """
 
     @property
@@ -34,7 +39,7 @@ class Predictor(Protocol):
 
     @property
     def granularity(self) -> str:
-        """Over what one moment is taken: see `reduced_dims`."""
+        """Over what one moment is taken, one of `GRANULARITIES`: see `reduced_dims`."""
 
     @property
     def keeps_predictions(self) -> bool:
@@ -58,7 +63,7 @@ class Predictor(Protocol):
     def predict(
         self, residuals: Sequence[Tensor], coefficients: Tensor | None, inputs: Sequence[Tensor]
     ) -> Tensor:
-        """The residual of the step, float32, of the shape of each residual.
+        """The residual of the step, float32, of the shape of each residual, as a new tensor.
 
         residuals: `history` tensors `[batch, ...]`, newest first. coefficients: as returned by
         the method of that name, as float32. inputs: the stack's input now and on the step before,
@@ -97,6 +102,28 @@ def along_differences(residuals: Sequence[Tensor], coefficients: Tensor) -> Tens
         difference = residuals[index].float() - residuals[index + 1].float()
         result = result + weight * difference
     return trusted_or(newest, result)
+
+
+def distinct(times: Tensor) -> Tensor:
+    """Which entries of a history say something: bool, of the shape of their times.
+
+    times: `[history, batch]`, newest first. A repeated time marks missing history: that entry and
+    all older ones drop out, for each sample by itself. The newest is always known.
+    """
+    known = [torch.ones_like(times[0], dtype=torch.bool)]
+    for age in range(1, len(times)):
+        known.append(known[-1] & (times[age] != times[:age]).all(0))
+    return torch.stack(known)
+
+
+def differences_of(weights: Tensor) -> Tensor:
+    """What `along_differences` takes, `[history - 1, batch]`, for a weight of each residual.
+
+    weights: `[history, batch]`, newest first, at least two; taken to sum to 1, so that of the
+    newest is what the others leave. A sample whose weights overflowed gets 0: its newest residual.
+    """
+    coefficients = -weights[1:].flip(0).cumsum(0).flip(0)
+    return torch.where(torch.isfinite(coefficients).all(0), coefficients, 0.0)
 
 
 def reduced_dims(granularity: str, ndim: int) -> list[int]:

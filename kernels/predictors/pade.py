@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import OptionError
-from .base import along_differences, safe_divide
+from .base import GRANULARITIES, along_differences, safe_divide
 
 __all__ = ["Pade"]
 
@@ -55,10 +55,9 @@ class Pade:
     history: int = 3
 
     def __post_init__(self) -> None:
-        if self.granularity not in ("sample", "channel", "token"):
-            raise OptionError(
-                f"granularity {self.granularity!r} is none of 'sample', 'channel', 'token'"
-            )
+        if self.granularity not in GRANULARITIES:
+            known = ", ".join(map(repr, GRANULARITIES))
+            raise OptionError(f"granularity {self.granularity!r} is none of {known}")
 
     def coefficients(self, times: Tensor, remaining: Tensor, moments: Tensor) -> Tensor | None:
         size_last, size_before, together = moments[:3]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .base import along_differences, safe_divide
+from .base import along_differences, differences_of, distinct, safe_divide
 
 __all__ = ["Reuse", "Taylor"]
 
@@ -53,11 +52,8 @@ class Taylor:
         return self.order + 1
 
     def coefficients(self, times: Tensor, remaining: Tensor, moments: Tensor) -> Tensor | None:
-        now, *nodes = times
-        # A repeated time marks missing history: that entry and all above it drop out.
-        known = [torch.ones_like(now, dtype=torch.bool)]
-        for newer, older in itertools.pairwise(nodes):
-            known.append(known[-1] & (newer != older))
+        now, nodes = times[0], times[1:]
+        known = distinct(nodes)
         weights = []
         for own, node in enumerate(nodes):
             weight = torch.where(known[own], 1.0, torch.zeros_like(now))
@@ -66,8 +62,7 @@ class Taylor:
                     factor = safe_divide(now - place, node - place)
                     weight = weight * torch.where(known[other], factor, 1.0)
             weights.append(weight)
-        # sum_j w_j R_j with sum_j w_j = 1, written along differences.
-        return -torch.stack(weights[1:]).flip(0).cumsum(0).flip(0)
+        return differences_of(torch.stack(weights))
 
     def predict(
         self, residuals: Sequence[Tensor], coefficients: Tensor | None, inputs: Sequence[Tensor]

@@ -32,6 +32,7 @@ def test_dicts_and_dataclasses_are_alike() -> None:
         ({"pad": True}, "did you mean 'pade'"),
         ({"pade": {"predicter": "pade"}}, "did you mean 'predictor'"),
         ({"pade": {"predictor": "magic"}}, "unknown predictor 'magic'"),
+        ({"pade": {"predictor": 3}}, "predictor 3 is neither a known name nor an object"),
         ({"pade": {"preset": "best"}}, "unknown preset"),
         ({"pade": {"preset": "fast", "schedule": [0, 1]}}, "contradict"),
         ({"pade": {"schedule": [3]}}, "leaves out step 0"),

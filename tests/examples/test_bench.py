@@ -26,7 +26,10 @@ SMALL = replace(
 )
 
 
-@pytest.mark.parametrize("name", ["pade", "pade-token", "taylor-2", "reuse", "tc-pade-release"])
+@pytest.mark.parametrize(
+    "name",
+    ["pade", "pade-token", "taylor-2", "hermite", "chebyshev", "reuse", "tc-pade-release"],
+)
 def test_the_simulation_equals_the_backend(name: str) -> None:
     """Two implementations of one algorithm, on the trained model."""
     noise, labels = SMALL.noise(2, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 from accel import AccelError, ExportError, OptionError
 from accel.compiler.export import onnx_file
 from accel.compiler.export.serving import export_repository
+from accel.kernels.predictors import predictor_name
+from accel.kernels.predictors.hermite import Hermite
 from accel.tests.models import dit, euler, noise, relative
 from torch import Tensor, nn
 
@@ -65,8 +68,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_repository(dit(2), (noise(),), EXAMPLE, path=folder, steps=20)
 
 
-def sampled(sample: Any) -> tuple[list[Tensor], Any]:
-    compiled = torch.compile(dit(2), backend="accel", options={"lowering": "eager"})
+def sampled(sample: Any, pade: Any = True) -> tuple[list[Tensor], Any]:
+    options = {"lowering": "eager", "pade": pade}
+    compiled = torch.compile(dit(2), backend="accel", options=options)
     with torch.no_grad(), accel.trajectory(compiled, steps=20):
         outputs = sample(compiled, noise(), LABELS)
     return outputs, accel.stats(compiled)
@@ -114,6 +118,22 @@ def test_sequences_sample_as_the_compiled_model(repository: Path) -> None:
         assert server.computed[0]
     server(noise(), timestep=torch.zeros(2), class_labels=LABELS)
     assert server.computed[20]  # beyond the steps that it was made for
+
+
+@pytest.mark.parametrize("predictor", ["chebyshev", Hermite(order=3)])
+def test_any_predictor_is_part_of_the_file(predictor: Any, tmp_path: Path) -> None:
+    """Its coefficients too, so that an object needs no code where the file runs."""
+    pade = {"predictor": predictor, "max_error": 1e9}
+    written = export_repository(
+        dit(2), (noise(),), EXAMPLE, path=tmp_path, steps=20, options={"pade": pade}
+    )
+    expected, stats = sampled(euler, pade)
+    server = Server(written)
+    for one, other in zip(euler(server, noise(), LABELS), expected, strict=True):
+        assert relative(one, other) < 1e-4
+    assert sum(server.computed) == stats.full_steps
+    manifest = json.loads(server.session.get_modelmeta().custom_metadata_map["accel.manifest"])
+    assert manifest["options"]["pade"]["predictor"] == predictor_name(predictor)
 
 
 def test_two_evaluations_at_one_time(repository: Path) -> None:
