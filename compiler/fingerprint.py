@@ -110,7 +110,7 @@ class _OnDevice:
 
     def changed(self) -> bool:
         """Whether an earlier comparison found a change; starts the next one if that is done."""
-        if torch.cuda.is_current_stream_capturing():
+        if self.sampled.is_cuda and torch.cuda.is_current_stream_capturing():
             return False  # events can't be asked then
         if self.differs is not None:
             if not self.done.query():
@@ -119,7 +119,7 @@ class _OnDevice:
                 return True
         differs = (torch.cat(self.samples) != self.sampled).any()
         self.differs = differs.to("cpu", non_blocking=True)
-        self.done.record()
+        self.done.record(torch.accelerator.current_stream(differs.device))
         return False
 
 

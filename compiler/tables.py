@@ -13,7 +13,7 @@ from torch import Tensor
 from ..passes.codebook import Tables
 from .fingerprint import Fingerprint
 
-__all__ = ["TableGraph", "refresh"]
+__all__ = ["TableGraph", "drop_tables"]
 
 _graphs: weakref.WeakSet[TableGraph] = weakref.WeakSet()
 
@@ -84,7 +84,7 @@ def _forget(graph: weakref.ref[TableGraph], key: tuple[int, ...], _: Any) -> Non
         own.computed.pop(key, None)
 
 
-def refresh(tensors: frozenset[int]) -> None:
+def drop_tables(tensors: frozenset[int]) -> None:
     """Drop the tables of models that have one of these tensors, given by their ids."""
     for graph in list(_graphs):
         graph.forget(lambda each: not tensors.isdisjoint(each.came_with))
