@@ -16,7 +16,7 @@ from torch import Tensor
 __all__ = ["Fingerprint"]
 
 SAMPLES = 16  # spots of each tensor that are compared at every call
-PIECE = 4096  # bytes that are compared at every call, all of them, in turn
+PIECE, EVERY = 32 * 1024, 8  # bytes that are compared, all of them, in turn; at which calls
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 _version = attrgetter("_version")
@@ -27,9 +27,9 @@ class Fingerprint:
 
     Noticed at once: other memory, a change that torch counts, and on a CPU one that reaches any of
     the spots, which are spread evenly over each tensor: a sixteenth in one piece always does. The
-    rest, too, is noticed on a CPU, to the bit, but later: each call compares the next PIECE bytes.
-    On other devices the spots alone are, and without waiting: what a comparison found is read at a
-    later call.
+    rest, too, is noticed on a CPU, to the bit, but later: one call in EVERY compares the next PIECE
+    bytes. On other devices the spots alone are, and without waiting: what a comparison found is
+    read at a later call.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
@@ -44,7 +44,7 @@ class Fingerprint:
         counts = [len(range(0, len(each), PIECE)) for each in self.memories]
         self.firsts = list(accumulate(counts, initial=0))  # each memory's first piece
         self.hashes = array("q", map(self._hash, range(self.firsts[-1])))
-        self.next = 0
+        self.calls = 0
         devices = {each.device for each in filled if each.device.type != "cpu"}
         self.elsewhere = [
             _OnDevice([each for each in filled if each.device == device]) for device in devices
@@ -66,7 +66,7 @@ class Fingerprint:
         return (
             self._signs(tensors) != self.signs  # first: memory is read only where it still is
             or list(map(memoryview.tobytes, self.samples)) != self.sampled
-            or self._next_piece_changed()
+            or self._piece_changed()
             or any(each.changed() for each in self.elsewhere)
         )
 
@@ -80,11 +80,11 @@ class Fingerprint:
         start = (piece - self.firsts[which]) * PIECE
         return hash(self.memories[which][start : start + PIECE].tobytes())
 
-    def _next_piece_changed(self) -> bool:
-        if not self.hashes:
+    def _piece_changed(self) -> bool:
+        self.calls = calls = self.calls + 1
+        if calls % EVERY or not self.hashes:
             return False
-        piece = self.next
-        self.next = (piece + 1) % len(self.hashes)
+        piece = calls // EVERY % len(self.hashes)
         return self._hash(piece) != self.hashes[piece]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from accel.compiler import fingerprint
-from accel.compiler.fingerprint import PIECE, SAMPLES, Fingerprint
+from accel.compiler.fingerprint import EVERY, PIECE, SAMPLES, Fingerprint
 from torch import Tensor, nn
 from torch.testing._internal.two_tensor import TwoTensor
 
@@ -49,18 +49,18 @@ def test_a_sixteenth_or_a_column_is_noticed_at_once(width: int) -> None:
 
 
 def test_one_bit_anywhere_is_noticed_in_time() -> None:
-    """After a call for each piece of all tensors at the latest; where a spot is changed at once."""
-    tensors = [torch.randn(3, 5), torch.empty(0), torch.randn(4 * PIECE), torch.randn(1)]
+    """After so many calls for each piece of each tensor at the latest."""
+    tensors = [torch.randn(3, 5), torch.empty(0), torch.randn(PIECE), torch.randn(1)]
     pieces = sum(-(-each.numel() * 4 // PIECE) for each in tensors)
     late = 0
-    for place in (1, 2047, 4 * PIECE - 1, *torch.randint(0, 4 * PIECE, (10,)).tolist()):
+    for place in (1, 2047, PIECE - 1, *torch.randint(0, PIECE, (10,)).tolist()):
         bits = tensors[2].numpy().view("uint32")
 
         def flip(bits: Any = bits, place: int = place) -> None:
             bits[place] ^= 1
 
         calls = calls_until_noticed(tensors, flip)
-        assert calls <= pieces
+        assert calls <= EVERY * pieces
         late += calls > 1
     assert late
 

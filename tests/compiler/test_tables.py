@@ -122,12 +122,12 @@ def test_noticed_at_the_next_call(way: str) -> None:
 
 @torch.no_grad()
 def test_one_row_through_data() -> None:
-    """Noticed after a call for each 4 KiB of the weights at the latest, or with `refresh`."""
+    """Noticed after eight calls for each 32 KiB of the weights at the latest, or by `refresh`."""
     model = Net()
     run = compiled(model)
     run(IDS)
     model.item.weight.data[4] += 1
-    calls = sum(-(-each.numel() // 1024) for each in model.parameters())
+    calls = 8 * sum(-(-each.numel() // 8192) for each in model.parameters())
     for _ in range(calls):
         run(IDS)
     torch.testing.assert_close(run(IDS), model(IDS))
