@@ -243,10 +243,10 @@ def refresh(compiled: Any) -> None:
       any `torch.optim.Optimizer`, fused or compiled.
     - On a CPU it also notices at once a change past torch's count that reaches one of 16 spots,
       spread evenly over each weight: as merging, averaging and loading do. One that misses them
-      all, of a few rows of a large table, say, is found a little later, as each call compares the
-      next 4 KiB of all weights to the bit: at the latest after a call for each 4 KiB of these.
-    - On other devices only the spots are compared, and one call later, so that nothing waits; what
-      misses them is not found.
+      all, of a few rows of a large table, say, is found later, as every eighth call compares the
+      next 32 KiB to the bit: at the latest after eight calls for each 32 KiB of each weight.
+    - On other devices only the spots are compared, and nothing waits for that: a change is found
+      one call later, or when the device has come to it. What misses the spots is not found.
 
     compiled: what `torch.compile` returned, the module, or one that contains it. Raises AccelError
     for an engine, which has its weights in its file, and for a model without parameters.

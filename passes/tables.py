@@ -155,8 +155,11 @@ class Work:
 
     def _graph_of_rows(self) -> fx.Graph:
         graph = fx.Graph()
-        copies = {node: graph.placeholder(node.name) for node in self.shared}
-        some = slice(graph.placeholder("first_row"), graph.placeholder("end_of_rows"))
+        # Names of their own, as any may be that of a value in the model's code.
+        copies = {
+            node: graph.placeholder(f"shared_{index}") for index, node in enumerate(self.shared)
+        }
+        some = slice(graph.placeholder("start"), graph.placeholder("stop"))
         for node in self.rows:
             lookup = lookup_of(node)
             if lookup is not None:

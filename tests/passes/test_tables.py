@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from accel import report_of
+from accel.kernels.errors import VerificationError
+from accel.passes import Tables
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.functional import embedding, gelu, layer_norm, linear, softmax
@@ -139,4 +141,39 @@ def test_the_last_dimension_is_the_last_of_the_table(ids: Tensor, by_keyword: bo
     model = Items(function)
     run = compiled(model)
     torch.testing.assert_close(run(ids), model(ids))
+    assert report_of(run).passes["codebook"].matched
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(3, 2), torch.zeros(2, 2).double(), None])
+def test_tables_are_checked_before_they_are_used(wrong: Tensor | None) -> None:
+    """Compiled code would read beyond the end of one that is too small."""
+
+    class Given(nn.Module):
+        def forward(self, source: Tensor) -> tuple[Tensor, ...]:
+            return (source if wrong is None else wrong,)
+
+    tables = Tables(Given(), (1,), (((2, 2), torch.float32, torch.device("cpu")),))
+    inputs = ["another input", torch.ones(2, 2)]
+    if wrong is None:
+        assert tables.computed(inputs)[0] is inputs[1]
+    else:
+        with pytest.raises(VerificationError, match="became"):
+            tables.computed(inputs)
+
+
+@torch.no_grad()
+def test_names_of_the_model_s_own() -> None:
+    """Dynamo calls values what the model's code calls them."""
+
+    class Named(Items):
+        def forward(self, ids: Tensor) -> Tensor:
+            start = self.codes.square().sum(1)
+            shared_0 = self.codes.t()
+            stop = embedding(ids, self.table) @ shared_0
+            result: Tensor = (start - stop).argmin(-1)
+            return result
+
+    model = Named(nearest)
+    run = compiled(model)
+    torch.testing.assert_close(run(IDS), model(IDS))
     assert report_of(run).passes["codebook"].matched
