@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate, compress
 from operator import attrgetter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ __all__ = ["Fingerprint"]
 SAMPLES = 16  # spots of each tensor that are compared at every call
 PIECE, EVERY = 32 * 1024, 8  # bytes that are compared, all of them, in turn; at which calls
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+FORMATS: dict[int, Any] = {1: "B", 2: "H", 4: "I", 8: "Q"}
 
 _version = attrgetter("_version")
 
@@ -95,7 +97,7 @@ class _Memory:
     def __init__(self, tensor: Tensor) -> None:
         size = _span(tensor) * tensor.element_size()
         self.all = memoryview((ctypes.c_ubyte * size).from_address(tensor.data_ptr())).cast("B")
-        words = self.all.cast({1: "B", 2: "H", 4: "I"}.get(tensor.element_size(), "Q"))
+        words = self.all.cast(FORMATS[min(tensor.element_size(), 8)])
         self.sample = words[:: _stride(len(words))]
 
 
