@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .compiler.export import Engine, export, load
 from .compiler.gate import Gate
 from .compiler.options import OmniSparseOptions, Options, PadeOptions
-from .compiler.report import Report, Stats, explain, report_of, stats, trajectory
+from .compiler.report import Report, Stats, explain, refresh, report_of, stats, trajectory
 from .compiler.solid import Dynamics, Recommender, dynamize
 from .compiler.visual_span import visual_span
 from .kernels.errors import AccelError, EngineError, ExportError, OptionError
@@ -42,6 +42,7 @@ __all__ = [
     "load",
     "observe_selections",
     "omnisparse_attention",
+    "refresh",
     "report_of",
     "stats",
     "trajectory",

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ..kernels.errors import OptionError, first_line
 from ..kernels.predictors import Predictor, moments, predictor_name, registered_name, resolve
 from ..kernels.predictors.base import GRANULARITIES
-from ..passes.tracing import inline
+from ..passes.graph.emit import inline
 
 __all__ = ["accepted"]
 

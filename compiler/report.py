@@ -20,10 +20,11 @@ from .partitions import partitions
 from .pipeline import rewrite
 from .runtime import graphs_of
 from .schedule import Auto
+from .tables import drop_tables
 from .trajectory import Explicit, enter_explicit
 
-__all__ = ["GraphReport", "PassReport", "Report", "Stats", "explain", "report_of", "stats",
-           "trajectory"]  # fmt: skip
+__all__ = ["GraphReport", "PassReport", "Report", "Stats", "explain", "refresh", "report_of",
+           "stats", "trajectory"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -228,6 +229,34 @@ def stats(compiled: Any) -> Stats:
             SelectionSummary.of(*each) for graph in graphs for each in graph.selections
         ),
     )
+
+
+def refresh(compiled: Any) -> None:
+    """Have what a compiled model keeps of its weights computed again at the next call.
+
+    These are the codebook pass's tables. Needed only after a change that a call can't see by itself
+    at once, which is one made past torch's count (through `.data`, numpy, a fused operation called
+    directly, or to tensors made in inference mode) to little of a weight:
+
+    - A call notices at once: weights that are other tensors or lie elsewhere (`assign=True`,
+      `.data =`, `.to`), whatever torch counts (operations in place, `load_state_dict`), a step of
+      any `torch.optim.Optimizer`, fused or compiled.
+    - On a CPU it also notices at once a change past torch's count that reaches one of 16 spots,
+      spread evenly over each weight: as merging, averaging and loading do. One that misses them
+      all, of a few rows of a large table, say, is found later, as every eighth call compares the
+      next 32 KiB to the bit: at the latest after eight calls for each 32 KiB of each weight.
+    - On other devices only the spots are compared, and nothing waits for that: a change is found
+      one call later, or when the device has come to it. What misses the spots is not found.
+
+    compiled: what `torch.compile` returned, the module, or one that contains it. Raises AccelError
+    for an engine, which has its weights in its file, and for a model without parameters.
+    """
+    if isinstance(compiled, Engine):
+        raise AccelError("an engine keeps the weights that it was exported with; export it again")
+    owners = _owners(compiled)
+    if not owners:
+        raise AccelError("the model has no parameters or buffers, by which its graphs are found")
+    drop_tables(owners)
 
 
 @contextlib.contextmanager

@@ -26,12 +26,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.nn.functional import embedding, linear
 
 from ..kernels.errors import VerificationError
@@ -42,8 +42,9 @@ from .contraction import Generated, contract, generated
 from .graph.emit import add_input, emit
 from .graph.facts import facts_of, flops, remove_dead_code
 from .graph.nodes import ancestors, call_name, copy_module, hint, storage_of, value_of
-from .lookups import Rows, analysed, lookup_of
+from .lookups import Rows, analysed
 from .rows import select_early
+from .tables import TableModule, Work
 
 __all__ = ["CodebookPass", "Tables"]
 
@@ -53,20 +54,20 @@ class Tables:
     """What computes the tables.
 
     module: from tensors of the model to the tables. inputs: which of the program's inputs those
-    tensors are. like: the tables' shapes and types. The tables are the program's inputs after its
-    own.
+    tensors are. like: the tables' shapes, types and devices. The tables are the program's inputs
+    after its own.
     """
 
-    module: fx.GraphModule
+    module: nn.Module
     inputs: tuple[int, ...]
-    like: tuple[tuple[tuple[int, ...], torch.dtype], ...]
+    like: tuple[tuple[tuple[int, ...], torch.dtype, torch.device], ...]
 
     @torch.no_grad()
     def computed(self, inputs: Sequence[Any]) -> tuple[Tensor, ...]:
         """The tables, given the program's own inputs."""
         read = [inputs[index] for index in self.inputs]
         tables = tuple(each.contiguous() for each in self.module(*read))
-        found = tuple((tuple(each.shape), each.dtype) for each in tables)
+        found = tuple((tuple(each.shape), each.dtype, each.device) for each in tables)
         if found != self.like:
             raise VerificationError(
                 f"tables of {self.like} became {found}. This is a bug in accel; turning the pass "
@@ -76,7 +77,8 @@ class Tables:
 
 
 class CodebookPass:
-    """See the module. most: bytes that all tables together may take."""
+    """See the module. most: bytes that all tables together may take, and what is made on the way to
+    one of them."""
 
     name = "codebook"
 
@@ -115,13 +117,17 @@ class CodebookPass:
         wanted: list[Any] = [*borders, *cheaper]
         kept, skipped, total = [], [], 0
         for each, size in zip(wanted, sizes, strict=True):
+            work = Work.of(each.weight if isinstance(each, Generated) else each, rows).least
             if total + size > self.most:
-                where = where_of(each.product if isinstance(each, Generated) else each)
                 detail = f"a table of {size} bytes is more than is left of {self.most}"
-                skipped.append(Skip(Reason.TOO_LARGE, detail, where))
+            elif work > self.most:
+                detail = f"computing a row of it takes {work} bytes, more than {self.most}"
+            else:
+                total += size
+                kept.append(each)
                 continue
-            total += size
-            kept.append(each)
+            where = where_of(each.product if isinstance(each, Generated) else each)
+            skipped.append(Skip(Reason.TOO_LARGE, detail, where))
         if not kept:
             return program, PassResult(self.name, skipped=tuple(skipped))
         lookups = [each for each in kept if not isinstance(each, Generated)]
@@ -130,7 +136,7 @@ class CodebookPass:
             *(f"{where_of(node)}: {rows[node].count} rows" for node in lookups),
             *(f"{where_of(node)}: no matrix for each vector" for node in mixed),
         )
-        tables, whole = _fold(module, lookups, mixed, state, rows)
+        tables, whole = _fold(module, lookups, mixed, rows, self.most)
         remove_dead_code(module.graph)
         module.recompile()
         after = _work(module.graph)
@@ -218,20 +224,18 @@ def _fold(
     module: fx.GraphModule,
     kept: list[fx.Node],
     own: list[fx.Node],
-    state: set[fx.Node],
     rows: dict[fx.Node, Rows],
+    most: int,
 ) -> tuple[Tables, int]:
     """Put lookups in new inputs in the place of nodes; what computes these inputs, and how many
     products with a whole table there are now. own: nodes that new inputs take the place of, as they
-    depend on the model alone."""
+    depend on the model alone. most: bytes for the work on a table."""
     graph = module.graph
     given = graph.find_nodes(op="placeholder")
-    made = fx.Graph()
-    read = ancestors([*kept, *own])
-    sources = [node for node in given if node in state and node in read]
-    emit = _emitter(made, {node: made.placeholder(node.name) for node in sources}, rows)
-    counts = [*(rows[node].count for node in kept), *(0 for _ in own)]
-    made.output(tuple(map(emit, [*kept, *own], counts)))
+    work = [Work.of(node, rows) for node in (*kept, *own)]
+    read = set[fx.Node]().union(*(each.sources for each in work))
+    sources = [node for node in given if node in read]
+    tables = TableModule(each.module(module, sources, most) for each in work)
     products, examples = 0, []
     for number, node in enumerate(kept):
         found = rows[node]
@@ -253,8 +257,8 @@ def _fold(
         node.replace_all_uses_with(table)
         graph.erase_node(node)
     inputs = tuple(given.index(node) for node in sources)
-    like = tuple((tuple(each.shape), each.dtype) for each in examples)
-    return Tables(fx.GraphModule(module, made), inputs, like), products
+    like = tuple((tuple(each.shape), each.dtype, each.device) for each in examples)
+    return Tables(tables, inputs, like), products
 
 
 def _add_table(module: fx.GraphModule, number: int, like: fx.Node, shape: Sequence[int]) -> fx.Node:
@@ -314,29 +318,3 @@ def _multiplies(user: fx.Node, rows: fx.Node) -> bool:
         and one.dtype == other.dtype
         and str(one.shape[0]) == str(other.shape[0])
     )
-
-
-def _emitter(
-    made: fx.Graph, given: dict[fx.Node, fx.Node], rows: dict[fx.Node, Rows]
-) -> Callable[[fx.Node, int], fx.Node]:
-    """What copies nodes into the graph of the tables, with ids 0 to `count` for those asked for.
-
-    given: the copies of placeholders.
-    """
-    copies: dict[tuple[fx.Node, int], fx.Node] = {}
-
-    def emit(node: fx.Node, count: int) -> fx.Node:
-        if node in given:
-            return given[node]
-        key = node, count
-        lookup = lookup_of(node) if node in rows else None
-        if key not in copies and lookup is not None:
-            table = emit(lookup[1], count)
-            copies[key] = made.call_function(operator.getitem, (table, slice(None, count)))
-        elif key not in copies:
-            for each in node.all_input_nodes:
-                emit(each, count)
-            copies[key] = made.node_copy(node, lambda old: emit(old, count))
-        return copies[key]
-
-    return emit
