@@ -40,8 +40,7 @@ class Elements:
 
     rule: for a call, what says how its elements come about, or None. sizes: of each index variable,
     so many values from 0; None where a size is no linear form. ranges: the values that an index
-    variable or a symbol of the sizes may take, the last included. seen: the nodes that were read;
-    unknown: those of which no rule says what they hold, sources before what is made of them.
+    variable or a symbol of the sizes may take, the last included. seen: the nodes that were read.
     """
 
     def __init__(
@@ -50,9 +49,8 @@ class Elements:
         sizes: Mapping[str, Linear | None],
         ranges: Mapping[str, tuple[int, int]],
     ) -> None:
-        self.rule, self.sizes, self.ranges = rule, sizes, ranges
+        self.rule, self.sizes, self.ranges = rule, sizes, dict(ranges)
         self.seen: set[fx.Node] = set()
-        self.unknown: list[fx.Node] = []
         self._known: dict[tuple[fx.Node, Indices], Value] = {}
         self._closed: dict[fx.Node, bool] = {}
         self._values: dict[fx.Node, Any] = {}
@@ -68,7 +66,6 @@ class Elements:
             try:
                 self._known[key] = self._fitting(node, self._by_rule(node, indices))
             except (UnknownError, TooManyCasesError):
-                self.unknown.append(node)
                 self._known[key] = self._as_computed(node, indices)
             finally:
                 self._depth -= 1
@@ -86,8 +83,24 @@ class Elements:
         """What no rule knows more about. Raises UnknownError if computing it tells more."""
         if self._is_closed(node):
             raise UnknownError
-        self.unknown.append(node)
         return Entry(node, indices)
+
+    def another(self, longest: int) -> Linear:
+        """A new index variable, from 0 and below `longest`."""
+        name = f"index {len(self.ranges)}"
+        self.ranges[name] = 0, longest - 1
+        return Linear.of(name)
+
+    def source(self, node: fx.Node) -> fx.Node:
+        """The node without a rule because of which an element is not known; or the node itself."""
+        todo, found = [node], set()
+        while todo:
+            each = todo.pop()
+            if self.rule(each) is None:
+                return each
+            found.add(each)
+            todo += [one for one in each.all_input_nodes if one in self.seen - found]
+        return node
 
     def within(self, number: Linear, limit: int) -> bool:
         """Whether a number is between minus `limit` and `limit`, whatever the indices."""
@@ -145,7 +158,8 @@ class Elements:
                     raise UnknownError
                 return If(leaf, True, False) if dtype == torch.bool else leaf
             number: Any = leaf.constant if isinstance(leaf, Linear) else leaf
-            return torch.tensor(number).to(dtype).item()
+            widest = torch.float64 if isinstance(number, float) else None
+            return torch.tensor(number, dtype=widest).to(dtype).item()
 
         return combine(of, value)
 
@@ -193,12 +207,13 @@ class Elements:
                 return None
             args, kwargs = fx.node.map_arg((each.args, each.kwargs), self._values.__getitem__)
             if each.op == "call_method":
-                self._values[each] = getattr(args[0], str(each.target))(*args[1:], **kwargs)
+                found = getattr(args[0], str(each.target))(*args[1:], **kwargs)
             else:
                 function: Any = each.target
-                self._values[each] = function(*args, **kwargs)
-            if isinstance(value, Tensor) and self._values[each].dtype != value.dtype:
+                found = function(*args, **kwargs)
+            if isinstance(value, Tensor) and found.dtype != value.dtype:
                 return None  # autocast has a say in it
+            self._values[each] = found
         return self._values[node]
 
 

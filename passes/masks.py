@@ -19,7 +19,7 @@ from torch import fx
 from .cases import Condition, Entry, If, TooManyCasesError, Value, combine
 from .effects import changed_in_place
 from .elements import Elements, UnknownError
-from .graphs import ancestors, call_name, value_of
+from .graphs import call_name, value_of
 from .linear import Linear, size_of
 from .rules import rule_of
 
@@ -131,8 +131,7 @@ def _check(elements: Elements, condition: Condition) -> None:
     if not all(each in (Linear.of("batch"), Linear.of("key")) for each in free):
         if elements.computed(node) is not None:
             raise _RefusedError("the mask is neither causal nor empty")
-        needed = ancestors([node])
-        source = next((each for each in elements.unknown if each in needed), node)
+        source = elements.source(node)
         raise _RefusedError(
             f"no rule says what {source.name} ({call_name(source)}) is, on which the mask depends"
             if source.op.startswith("call")

@@ -293,7 +293,9 @@ def _cumsum(elements: Elements, node: fx.Node, indices: Indices) -> Value:
     """Of one number everywhere."""
     found = given(node, "input", "dim")
     source, dim = tensor(found["input"]), dimension_of(found["dim"], len(indices))
-    value = elements.at(source, _replaced(indices, dim, Linear.of("any")))
+    size = size_of(value_of(source).shape[dim])
+    longest = 0 if size is None else size.bounds(elements.ranges)[1]
+    value = elements.at(source, _replaced(indices, dim, elements.another(longest)))
     return (indices[dim] + 1) * fixed_number(value)
 
 

@@ -129,7 +129,7 @@ PADDED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         (lower(x) & there.bool()[:, None, None])
         | ~(lower(x) & there.bool()[:, None, None]).any(-1, keepdim=True)
     ),
-    "causally": lambda x, there: (lower(x) | ~lower(x).tril(-3)) & (there != 0)[:, None, None],
+    "causally": lambda x, there: (lower(x) & ~lower(x).tril(-3)) & (there != 0)[:, None, None],
     "by size": lambda x, there: torch.where(
         lower(x) & (there != 0)[:, None, None], torch.tensor(0.0), torch.tensor(-2e4)
     ),
