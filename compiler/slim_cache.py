@@ -56,6 +56,10 @@ class _Group:
         self.values = torch.cat([self.values, values[:, self.heads]], 2)
         self.positions = torch.cat([self.positions, here], 2)
 
+    def columns(self, rows: Tensor) -> Tensor:
+        """The positions, int64, for each row of [B, G', H / G, R, ...]."""
+        return self.positions.long()[:, :, None, None].expand(*rows.shape[:-1], -1)
+
     def index(self, samples: Tensor) -> None:
         """Take these samples."""
         self.keys, self.values, self.positions = (
@@ -125,14 +129,12 @@ class _SlimLayer(CacheLayerMixin):
         self.take(keys)
         if self.prompt is not None:
             return query @ _whole(self.prompt[0], keys)
-        asking = self.by_head(query)
-        scores = query.new_full((*query.shape[:3], self.seen), -torch.inf)
-        found = self.by_head(scores)
+        asking, found = self.by_head(query), []
         for group in self.groups:
             products = asking[:, group.heads] @ group.keys.to(keys.dtype)[:, :, None].mT
-            columns = group.positions.long()[:, :, None, None].expand_as(products)
-            found[:, group.heads] = found[:, group.heads].scatter(-1, columns, products)
-        return scores
+            scores = products.new_full((*products.shape[:-1], self.seen), -torch.inf)
+            found.append(scores.scatter(-1, group.columns(products), products))
+        return self.joined(found)
 
     def mix(self, weights: Tensor, values: Handed) -> Tensor:
         self.take(values)
@@ -147,20 +149,18 @@ class _SlimLayer(CacheLayerMixin):
                 )
             self.slim(shares.mean(-2), (shares > 0).flatten(1, 3).any(1))
             return output
-        output = weights.new_empty(*weights.shape[:3], values.shape[3])
-        found = self.by_head(output)
+        found = []
         for group in self.groups:
             given = by_head[:, group.heads]
-            columns = group.positions.long()[:, :, None, None]
-            columns = columns.expand(*given.shape[:-1], -1)
+            columns = group.columns(given)
             if columns.shape[-1] < self.seen and bool(given.scatter(-1, columns, 0).any()):
                 raise OptionError(
                     f"attention of layer {self.index} gives weight to entries whose score is -inf; "
                     "SlimCache needs such as softmax gives"
                 )
             held = group.values.to(values.dtype)[:, :, None]
-            found[:, group.heads] = given.gather(-1, columns) @ held
-        return output
+            found.append(given.gather(-1, columns) @ held)
+        return self.joined(found)
 
     def attend(
         self, query: Tensor, keys: Handed, values: Handed, mask: Tensor | None, dropout: float,
@@ -183,22 +183,20 @@ class _SlimLayer(CacheLayerMixin):
                 f"layer {self.index} asks for is_causal with {query.shape[2]} queries on "
                 f"{self.seen} keys, which hides all but the first keys; SlimCache needs a mask"
             )
-        asking = self.by_head(query)
-        output = query.new_empty(*query.shape[:3], values.shape[3])
-        found = self.by_head(output)
+        asking, found = self.by_head(query), []
         if mask is not None:  # its columns are positions
             mask = self.by_head(mask.expand(*query.shape[:3], self.seen))
         for group in self.groups:
             own = None
             if mask is not None:
                 own = mask[:, group.heads]
-                columns = group.positions.long()[:, :, None, None].expand(*own.shape[:-1], -1)
-                own = own.gather(-1, columns).flatten(1, 2)
-            found[:, group.heads] = scaled_dot_product_attention(
+                own = own.gather(-1, group.columns(own)).flatten(1, 2)
+            output = scaled_dot_product_attention(
                 asking[:, group.heads].flatten(1, 2), group.keys, group.values, attn_mask=own,
                 scale=scale, enable_gqa=True,
-            ).unflatten(1, (len(group.heads), -1))  # fmt: skip
-        return output
+            )  # fmt: skip
+            found.append(output.unflatten(1, (len(group.heads), -1)))
+        return self.joined(found)
 
     def by_head(self, rows: Tensor) -> Tensor:
         """[B, H, ...] as [B, G, H / G, ...]."""
@@ -211,6 +209,11 @@ class _SlimLayer(CacheLayerMixin):
                 f"SlimCache needs [batch, heads, rows, width] with a multiple of {heads} heads"
             )
         return rows.unflatten(1, (heads, -1))
+
+    def joined(self, found: list[Tensor]) -> Tensor:
+        """The groups' [B, G', H / G, ...], one for each, as [B, H, ...]."""
+        order = torch.cat([group.heads for group in self.groups]).argsort()
+        return torch.cat(found, 1)[:, order].flatten(1, 2)
 
     def shares(
         self, query: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None

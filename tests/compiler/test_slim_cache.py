@@ -359,8 +359,24 @@ def test_a_kernel_of_another_library_is_noticed() -> None:
 
     keys = torch.randn(1, 2, 5, 8)
     handed, _ = SlimCache(llama()).update(keys, keys, 0)
-    with pytest.raises(accel.OptionError, match="keys of layer 0 went into .*relu"):
+    with pytest.raises(accel.OptionError, match=r"keys of layer 0 went into .*relu"):
         Kernel.apply(handed)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@torch.no_grad()
+def test_autocast(implementation: str) -> None:
+    model, inputs = llama(), prompt()
+    model.set_attn_implementation(implementation)
+    token = torch.full((2, 1), 5)
+    there = torch.cat([inputs["attention_mask"], torch.ones_like(token)], 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = []
+        for cache in (None, SlimCache(model, **EVERYTHING)):
+            first = model(**inputs, past_key_values=cache, use_cache=True)
+            last = model(token, attention_mask=there, past_key_values=first.past_key_values)
+            logits.append(last.logits)
+        torch.testing.assert_close(*logits, rtol=0.05, atol=0.1)
 
 
 @torch.no_grad()

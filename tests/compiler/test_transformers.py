@@ -6,7 +6,6 @@ and there is nothing that Padé could skip. The model has to do what it did.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
