@@ -12,20 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
 from transformers.cache_utils import Cache, CacheLayerMixin, get_layer_types_and_kwargs
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from ..kernels.errors import OptionError
-from ..kernels.omnisparse.selection import by_rank, mean_attention, shared_budget
+from ..kernels.omnisparse.selection import by_rank, shared_budget
+from .handed import Handed
 
 __all__ = ["SlimCache"]
-
-ATTENTION = "accel"  # the name of our attention function in transformers
-LAYER = "accel_slim_layer"  # an attribute of the keys that a layer hands to it
 
 
 @dataclass(frozen=True)
@@ -61,6 +56,10 @@ class _Group:
         self.values = torch.cat([self.values, values[:, self.heads]], 2)
         self.positions = torch.cat([self.positions, here], 2)
 
+    def columns(self, rows: Tensor) -> Tensor:
+        """The positions, int64, for each row of [B, G', H / G, R, ...]."""
+        return self.positions.long()[:, :, None, None].expand(*rows.shape[:-1], -1)
+
     def index(self, samples: Tensor) -> None:
         """Take these samples."""
         self.keys, self.values, self.positions = (
@@ -81,17 +80,19 @@ class _Group:
 
 
 class _SlimLayer(CacheLayerMixin):
-    """One layer. Whole until our attention function has seen the prompt, then in groups."""
+    """One layer. Whole until attention has seen the prompt, then in groups; see `Owner`."""
 
     is_croppable = True
 
-    def __init__(self, rules: _Rules) -> None:
+    def __init__(self, index: int, rules: _Rules) -> None:
         super().__init__()
+        self.index = index
         self.rules = rules
         self.groups: list[_Group] = []
+        self.prompt: tuple[Tensor, Tensor] | None = None  # keys and values, until there are groups
         self.seen = 0  # tokens
         self.settled = 0  # of them, before which entries may be missing
-        self.awaited = False  # whether the attention function has still to take what was handed on
+        self.awaited: set[str] = set()  # which of keys and values attention has still to take
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -102,55 +103,158 @@ class _SlimLayer(CacheLayerMixin):
     ) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        if not self.groups:
+            self.prompt = key_states, value_states
         for group in self.groups:
             group.append(key_states, value_states, self.seen)
         self.seen += key_states.shape[2]
-        self.awaited = True
-        setattr(key_states, LAYER, self)
-        return key_states, value_states
+        self.awaited = {"keys", "values"}
+        keys, values = (
+            Handed(self, what, (*new.shape[:2], self.seen, new.shape[3]), new.dtype, new.device)
+            for what, new in (("keys", key_states), ("values", value_states))
+        )
+        return keys, values
+
+    def take(self, *handed: Handed) -> None:
+        """Attention takes these."""
+        for each in handed:
+            if each.what not in self.awaited or each.shape[-1 if each.turned else -2] != self.seen:
+                raise OptionError(
+                    f"the {each.what} of layer {self.index} were used a second time; SlimCache "
+                    "needs a model in which each layer attends once to what the cache returns"
+                )
+            self.awaited.remove(each.what)
+
+    def score(self, query: Tensor, keys: Handed) -> Tensor:
+        self.take(keys)
+        if self.prompt is not None:
+            return query @ _whole(self.prompt[0], keys)
+        asking, found = self.by_head(query), []
+        for group in self.groups:
+            products = asking[:, group.heads] @ group.keys.to(keys.dtype)[:, :, None].mT
+            scores = products.new_full((*products.shape[:-1], self.seen), -torch.inf)
+            found.append(scores.scatter(-1, group.columns(products), products))
+        return self.joined(found)
+
+    def mix(self, weights: Tensor, values: Handed) -> Tensor:
+        self.take(values)
+        by_head = self.by_head(weights)
+        if self.prompt is not None:
+            output = weights @ _whole(self.prompt[1], values)
+            shares = by_head[..., -self.rules.probes :, :].float()
+            if bool((shares < 0).any()):
+                raise OptionError(
+                    f"weights of layer {self.index} are negative; SlimCache keeps what has the "
+                    "largest, and needs such as softmax gives"
+                )
+            self.slim(shares.mean(-2), (shares > 0).flatten(1, 3).any(1))
+            return output
+        found = []
+        for group in self.groups:
+            given = by_head[:, group.heads]
+            columns = group.columns(given)
+            if columns.shape[-1] < self.seen and bool(given.scatter(-1, columns, 0).any()):
+                raise OptionError(
+                    f"attention of layer {self.index} gives weight to entries whose score is -inf; "
+                    "SlimCache needs such as softmax gives"
+                )
+            held = group.values.to(values.dtype)[:, :, None]
+            found.append(given.gather(-1, columns) @ held)
+        return self.joined(found)
 
     def attend(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
-        **settings: Any,
-    ) -> tuple[Tensor, None]:  # fmt: skip
-        """What transformers asks of an attention function; the result is [B, N, H, D]."""
-        self.awaited = False
-        if not self.groups:
-            result, _ = sdpa_attention_forward(module, query, key, value, mask, **settings)
-            self.slim(query, key, value, mask, settings.get("scaling"))
-            return result, None
-        output = torch.empty_like(query)
-        count = sum(len(group.heads) for group in self.groups)
-        asking, found = query.unflatten(1, (count, -1)), output.unflatten(1, (count, -1))
+        self, query: Tensor, keys: Handed, values: Handed, mask: Tensor | None, dropout: float,
+        is_causal: bool, scale: float | None, enable_gqa: bool,
+    ) -> Tensor:  # fmt: skip
+        self.take(keys, values)
+        if dropout:
+            raise OptionError(f"dropout_p is {dropout}; SlimCache needs 0: model.eval()")
+        if self.prompt is not None:
+            whole = (
+                _whole(one, handed) for one, handed in zip(self.prompt, (keys, values), strict=True)
+            )
+            output = scaled_dot_product_attention(
+                query, *whole, mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
+            )
+            self.slim(*self.shares(query, mask, is_causal, scale))
+            return output
+        if is_causal:
+            raise OptionError(
+                f"layer {self.index} asks for is_causal with {query.shape[2]} queries on "
+                f"{self.seen} keys, which hides all but the first keys; SlimCache needs a mask"
+            )
+        asking, found = self.by_head(query), []
+        if mask is not None:  # its columns are positions
+            mask = self.by_head(mask.expand(*query.shape[:3], self.seen))
         for group in self.groups:
-            own = mask
-            if mask is not None:  # its columns are positions
-                columns = group.positions.long()[:, :, None].expand(-1, -1, mask.shape[2], -1)
-                own = mask.expand(len(columns), columns.shape[1], -1, -1).gather(3, columns)
-                own = own.repeat_interleave(asking.shape[2], 1)
-            found[:, group.heads] = scaled_dot_product_attention(
+            own = None
+            if mask is not None:
+                own = mask[:, group.heads]
+                own = own.gather(-1, group.columns(own)).flatten(1, 2)
+            output = scaled_dot_product_attention(
                 asking[:, group.heads].flatten(1, 2), group.keys, group.values, attn_mask=own,
-                scale=settings.get("scaling"), enable_gqa=True,
-            ).unflatten(1, (len(group.heads), -1))  # fmt: skip
-        return output.transpose(1, 2).contiguous(), None
+                scale=scale, enable_gqa=True,
+            )  # fmt: skip
+            found.append(output.unflatten(1, (len(group.heads), -1)))
+        return self.joined(found)
 
-    def slim(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None
-    ) -> None:
-        """Keep what the last rows of the prompt look at: [B, H, N, D] on [B, G, N, D]."""
-        rules, tokens = self.rules, key.shape[2]
+    def by_head(self, rows: Tensor) -> Tensor:
+        """[B, H, ...] as [B, G, H / G, ...]."""
+        heads = sum(len(group.heads) for group in self.groups)
+        if self.prompt is not None:
+            heads = self.prompt[0].shape[1]
+        if rows.dim() != 4 or rows.shape[1] % heads:
+            raise OptionError(
+                f"layer {self.index} attends with {list(rows.shape)} to {heads} key heads; "
+                f"SlimCache needs [batch, heads, rows, width] with a multiple of {heads} heads"
+            )
+        return rows.unflatten(1, (heads, -1))
+
+    def joined(self, found: list[Tensor]) -> Tensor:
+        """The groups' [B, G', H / G, ...], one for each, as [B, H, ...]."""
+        order = torch.cat([group.heads for group in self.groups]).argsort()
+        return torch.cat(found, 1)[:, order].flatten(1, 2)
+
+    def shares(
+        self, query: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None
+    ) -> tuple[Tensor, Tensor]:
+        """What `slim` takes, of the prompt's attention."""
+        assert self.prompt is not None
+        keys = self.prompt[0]
+        last = self.by_head(query[:, :, -self.rules.probes :])  # [B, G, H / G, P, D]
+        rows, tokens = last.shape[3], self.seen
         scale = query.shape[-1] ** -0.5 if scale is None else scale
-        valid = None
+        scores = ((last * scale).flatten(2, 3) @ keys.mT).float().unflatten(2, (-1, rows))
+        if is_causal:
+            mask = torch.ones(rows, tokens, dtype=torch.bool, device=keys.device)
+            mask = mask.tril(tokens - rows)
         if mask is not None:
-            last = mask[:, 0, -1]
-            valid = (last if last.dtype == torch.bool else last == 0).expand(len(key), -1)
-        rows = torch.arange(max(tokens - rules.probes, 0), tokens)
-        attention = mean_attention(query, key, valid, rows, True, scale)  # [B, G, H / G, N]
+            if mask.dim() > 1 and mask.shape[-2] > rows:
+                mask = mask[..., -rows:, :]
+            mask = self.by_head(mask.expand(*query.shape[:2], rows, tokens))
+            if mask.dtype == torch.bool:
+                scores = scores.masked_fill(~mask, -torch.inf)
+            else:  # far below every score stands for -inf
+                hidden = mask <= torch.finfo(mask.dtype).min / 2
+                scores = (scores + mask).masked_fill(hidden, -torch.inf)
+        seen = scores > -torch.inf
+        looking = seen.any(-1, keepdim=True)  # rows of padding are not
+        attention = scores.masked_fill(~looking, 0).softmax(-1).masked_fill(~looking, 0)
+        mean = attention.sum(-2) / looking.sum(-2).clamp(min=1)
+        return mean, seen.flatten(1, 3).any(1)
+
+    def slim(self, attention: Tensor, there: Tensor) -> None:
+        """Keep what the last rows of the prompt look at.
+
+        attention: [B, G, H / G, N], how much they do on average. there: bool [B, N], without what
+        is padding.
+        """
+        assert self.prompt is not None
+        rules, (key, value), tokens = self.rules, self.prompt, self.seen
         start, stop = rules.span or (0, tokens)
         place = torch.arange(tokens, device=key.device)
         visual = (place >= start) & (place < min(stop, tokens - rules.window))
         self.settled = min(stop, max(tokens - rules.window, 0))
-        there = valid if valid is not None else torch.ones_like(visual).expand(len(key), -1)
         sinks = (there & (there.cumsum(-1) <= rules.sinks))[:, visual]  # each sample's own
         places = visual.nonzero()[:, 0]
         chosen = _chosen(attention, places, sinks, rules.recall, rules.heads)
@@ -158,11 +262,12 @@ class _SlimLayer(CacheLayerMixin):
         for heads, entries in chosen:
             kept = always.expand(len(key), len(heads), -1)
             kept = torch.cat([kept, entries], -1).sort(-1).values
-            where = kept[..., None].expand(-1, -1, -1, key.shape[3])
-            self.groups.append(
-                _Group(heads, key[:, heads].gather(2, where), value[:, heads].gather(2, where),
-                       kept.int())
-            )  # fmt: skip
+            keys, values = (
+                each[:, heads].gather(2, kept[..., None].expand(-1, -1, -1, each.shape[3]))
+                for each in (key, value)
+            )
+            self.groups.append(_Group(heads, keys, values, kept.int()))
+        self.prompt = None
 
     def get_seq_length(self) -> int:
         return self.seen
@@ -174,8 +279,8 @@ class _SlimLayer(CacheLayerMixin):
         return -1
 
     def reset(self) -> None:
-        self.groups, self.seen, self.settled = [], 0, 0
-        self.awaited = self.is_initialized = False
+        self.groups, self.prompt, self.seen, self.settled = [], None, 0, 0
+        self.awaited, self.is_initialized = set(), False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         for group in self.groups:
@@ -211,8 +316,11 @@ def _chosen(
     positions [B, G', k]."""
     far = attention[..., visual]
     order, kept = by_rank(far, far.mean(2) + sinks[:, None].float())  # sinks before all others
-    kept = kept + attention.sum(-1, keepdim=True) - far.sum(-1, keepdim=True)
-    needed = (kept < recall).sum(-1).clamp(max=len(visual))  # [B, G, H / G]
+    total = attention.sum(-1, keepdim=True)  # less than 1 where some goes to no entry
+    kept = kept + total - far.sum(-1, keepdim=True)
+    needed = (kept < recall * total).sum(-1).clamp(max=len(visual))  # [B, G, H / G]
+    if recall == 1:  # not what is lost in rounding, either
+        needed = torch.full_like(needed, len(visual))
     least = int(sinks.sum(-1).max())
     spread = (needed > least).any(2).any(0)
     heads = torch.arange(len(spread), device=far.device)
@@ -228,8 +336,8 @@ def _chosen(
 class SlimCache(Cache):
     """A key/value cache for `generate` that, after the prompt, keeps what decoding looks at.
 
-    model: a transformers model all of whose layers have full attention. Its attention function
-    becomes accel's, which does what "sdpa" does, and reads this cache.
+    model: a transformers model all of whose layers have full attention, "sdpa" or "eager". It is
+    left as it is: the cache hands it stand-ins for keys and values, see `Handed`.
     span: positions [start, stop) of the prompt whose entries may go, such as those of a video;
     None: all of it. Sinks (the first `sinks` tokens), the last `window` tokens of the prompt, and
     what is generated always stay.
@@ -240,8 +348,8 @@ class SlimCache(Cache):
     The prompt has to come in one piece: what comes later is kept whole. A cache is for one sequence
     (a batch, or beams) at a time; `reset()` empties it.
 
-    Raises OptionError for values out of range, for models with other layers, and where a model does
-    not let the cache's keys reach its attention function.
+    Raises OptionError for values out of range, for models with other layers, and, once it is used,
+    where a model does anything else with keys and values than attend to them once in each layer.
     """
 
     def __init__(
@@ -273,22 +381,25 @@ class SlimCache(Cache):
                 f"{type(model).__name__} has layers of {', '.join(kinds)}; SlimCache needs full "
                 "attention in all of them"
             )
-        AttentionInterface.register(ATTENTION, _attention)
-        AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-        model.set_attn_implementation(ATTENTION)
         rules = _Rules(span, recall, heads, window, sinks, probes)
-        self.slim = [_SlimLayer(rules) for _ in range(config.num_hidden_layers)]
+        self.slim = [_SlimLayer(index, rules) for index in range(config.num_hidden_layers)]
         super().__init__(layers=list(self.slim))
 
+    @torch.compiler.disable  # its sizes change with each token
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        waiting = [index for index, layer in enumerate(self.slim) if layer.awaited]
-        if waiting:
+        for layer in self.slim:
+            if layer.awaited:
+                raise OptionError(
+                    f"the {' and '.join(sorted(layer.awaited))} of layer {layer.index} did not "
+                    "reach attention; SlimCache needs a model in which each layer attends to what "
+                    "the cache returns"
+                )
+        if layer_idx >= len(self.slim):
             raise OptionError(
-                f"the keys of layer {waiting[0]} did not reach accel's attention function: the "
-                "model changes them on the way, or its attention implementation was set after this "
-                "cache was made"
+                f"the model has a layer {layer_idx}, and its config {len(self.slim)} layers; "
+                "SlimCache needs to know all of them"
             )
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
@@ -319,12 +430,9 @@ class SlimCache(Cache):
         return shares
 
 
-def _attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    **settings: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
-    """Attention as transformers calls it; other caches than ours are read as by "sdpa"."""
-    layer: _SlimLayer | None = getattr(key, LAYER, None)
-    if layer is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
-    return layer.attend(module, query, key, value, attention_mask, **settings)
+def _whole(prompt: Tensor, handed: Handed) -> Tensor:
+    """The prompt's keys or values in the form that they have been brought into."""
+    prompt = prompt.to(handed.dtype)
+    if handed.repeats > 1:
+        prompt = prompt.repeat_interleave(handed.repeats, 1)
+    return prompt.mT if handed.turned else prompt
