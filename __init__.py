@@ -8,13 +8,13 @@ needs no import of this package; the names below are for reading what it did and
 from typing import TYPE_CHECKING, Any
 
 from .compiler.export import Engine, export, load
-from .compiler.gate import Gate
 from .compiler.options import OmniSparseOptions, Options, PadeOptions
 from .compiler.report import Report, Stats, explain, refresh, report_of, stats, trajectory
 from .compiler.solid import Dynamics, Recommender, dynamize
 from .compiler.visual_span import visual_span
 from .kernels.errors import AccelError, EngineError, ExportError, OptionError
 from .kernels.omnisparse import observe_selections, omnisparse_attention
+from .passes.pade.gate import Gate
 
 if TYPE_CHECKING:
     from .compiler.slim_cache import SlimCache

@@ -9,8 +9,8 @@ import torch
 from torch import fx
 
 from ..kernels.errors import OptionError
+from ..passes.codebook.single_query import open_single_queries
 from ..passes.graph.nodes import value_of
-from ..passes.single_query import open_single_queries
 from .extras import optional
 from .partitions import Partition, partitioned
 

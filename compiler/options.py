@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 from ..kernels.errors import OptionError
 from ..kernels.omnisparse import Choice
 from ..kernels.predictors import Predictor
-from .gate import Gate
-from .predictor_trial import accepted
-from .schedule import PRESETS, Schedule, parse_schedule
+from ..passes.pade.gate import Gate
+from ..passes.pade.schedule import PRESETS, Schedule, parse_schedule
+from ..passes.pade.trial import accepted
 
 __all__ = ["CodebookOptions", "OmniSparseOptions", "Options", "PadeOptions", "parse_options"]
 

@@ -12,6 +12,7 @@ import torch
 from ..kernels.errors import AccelError, OptionError
 from ..kernels.omnisparse.selection import SelectionSummary
 from ..passes import PASSES, PassResult, Skip
+from ..passes.pade.schedule import Auto
 from .backend import compiled_graphs
 from .export.engine import Engine
 from .lowering import LEFT_OUT
@@ -19,7 +20,6 @@ from .options import Options, parse_options
 from .partitions import partitions
 from .pipeline import rewrite
 from .runtime import graphs_of
-from .schedule import Auto
 from .tables import drop_tables
 from .trajectory import Explicit, enter_explicit
 

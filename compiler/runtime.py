@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.predictors import judge
-from ..passes.pade import StackState
+from ..passes.pade.rewrite import StackState
 from .options import PadeOptions
 from .sizes import evaluate, size_of
 from .trajectory import Call, Relation, Run, Runs, current_explicit, decide, digest, sketch

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..passes.codebook import Tables
+from ..passes.codebook.rewrite import Tables
 from .fingerprint import Fingerprint
 
 __all__ = ["TableGraph", "drop_tables"]

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.predictors import Signals
-from .schedule import Schedule, estimate_steps
+from ..passes.pade.schedule import Schedule, estimate_steps
 
 __all__ = ["Call", "Explicit", "Relation", "Run", "Runs", "current_explicit",
            "decide", "digest", "distance", "enter_explicit", "sketch"]  # fmt: skip

@@ -1,11 +1,11 @@
 """The passes. Each is one file with one job; `PASSES` is the order in which they run."""
 
 from .base import GraphPass, PassResult, Program, Reason, Skip
-from .codebook import CodebookPass, Tables
+from .codebook.rewrite import CodebookPass, Tables
 from .graph.verify import verify
-from .omnisparse import OmniSparsePass
+from .omnisparse.rewrite import OmniSparsePass
 from .outline import OutlinePass
-from .pade import PadePass, StackState
+from .pade.rewrite import PadePass, StackState
 
 __all__ = [
     "PASSES",

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ...kernels.errors import EngineError
 from ...kernels.predictors import resolve
-from ...passes.clock import Clock
-from ...passes.pade import StackState, StreamState
+from ...passes.pade.clock import Clock
+from ...passes.pade.rewrite import StackState, StreamState
 from ..runtime import PadeGraph
 from ..sizes import evaluate
 from .manifest import Manifest, TensorSpec, dtype_of, name_of

@@ -16,7 +16,7 @@ from ...kernels.errors import ExportError, first_line
 from ...kernels.predictors import predictor_name
 from ...passes import PassResult
 from ...passes.graph.nodes import results_of, value_of
-from ...passes.pade import StackState
+from ...passes.pade.rewrite import StackState
 from ..options import Options, PadeOptions
 from ..sizes import Size, size_of
 from .capture import Captured, signature_of

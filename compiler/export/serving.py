@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ...kernels.errors import ExportError, OptionError
 from ...kernels.predictors import judged
-from ...passes.pade import StackState
+from ...passes.pade.rewrite import StackState
 from ..extras import optional
 from ..options import Options, PadeOptions, parse_options
 from ..runtime import sample_times

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ...passes.raster import NOTHING
+from ...passes.zipar.raster import NOTHING
 from .decoder import Decoder, Layout, Sampler, State
 from .sampling import accept, draw, residual
 

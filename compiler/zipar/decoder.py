@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ...passes.raster import NOTHING, Raster
+from ...passes.zipar.raster import NOTHING, Raster
 from .sampling import draw
 
 __all__ = ["Decoder", "FixedDecoder", "Layout", "Sampler", "State"]

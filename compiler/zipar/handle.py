@@ -16,7 +16,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from ...kernels.errors import OptionError
 from ...passes.base import PassResult
-from ...passes.raster import Raster
+from ...passes.zipar.raster import Raster
 from ..export import Engine, export
 from .adaptive import AdaptiveDecoder
 from .decoder import Decoder, FixedDecoder, Layout, Sampler, State

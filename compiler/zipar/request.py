@@ -18,7 +18,7 @@ from transformers.generation.logits_process import (
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
 from ...kernels.errors import OptionError
-from ...passes.raster import Raster
+from ...passes.zipar.raster import Raster
 from .janus import JanusPictures
 
 __all__ = ["Request", "janus_request", "language_request"]

@@ -15,7 +15,7 @@ from ...passes import Program, verify
 from ...passes.base import PassResult
 from ...passes.graph.emit import add_input
 from ...passes.graph.nodes import results_of, value_of
-from ...passes.zipar import CacheState, ZipARPass
+from ...passes.zipar.rewrite import CacheState, ZipARPass
 from ..export.capture import UNREACHED, Step, sources_of
 
 __all__ = ["capture_step"]

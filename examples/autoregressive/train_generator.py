@@ -28,7 +28,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ...passes.raster import Raster
+from ...passes.zipar.raster import Raster
 from ..fashion import data
 from .generator import END_OF_LINE, build, load_generator, prompt_of, tokens_of
 from .tokenizer import COLUMNS, ROWS, load_tokenizer

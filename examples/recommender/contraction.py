@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ...compiler.report import report_of
-from ...passes.contraction import Generated
+from ...passes.codebook.contraction import Generated
 from .records import seconds, write
 
 __all__ = ["main"]

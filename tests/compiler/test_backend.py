@@ -14,8 +14,8 @@ import accel
 import pytest
 import torch
 from accel import OptionError
-from accel.compiler.schedule import place
 from accel.kernels.predictors import PREDICTORS, moments
+from accel.passes.pade.schedule import place
 from accel.tests.models import dit, euler, noise, relative
 from torch import nn
 

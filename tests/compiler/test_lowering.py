@@ -12,7 +12,7 @@ from accel.compiler.inductor import calls_are_short, inductor_settings
 from accel.compiler.solid.behaviour import BehaviourEncoder
 from accel.examples.recommender.backbones import BACKBONES
 from accel.kernels.omnisparse import selection
-from accel.passes.single_query import open_single_queries
+from accel.passes.codebook.single_query import open_single_queries
 from accel.tests.models import dit, noise
 from accel.tests.passes.test_blocks import Mix, Timed
 from accel.tests.zoo import ENTRIES

@@ -15,7 +15,7 @@ from accel.compiler import tables
 from accel.kernels.errors import AccelError
 from torch import Tensor, nn
 
-from ..passes.test_codebook import table_graph
+from ..passes.codebook.test_rewrite import table_graph
 from .solid.test_serving import HISTORY, recommender
 
 ITEMS = 2000

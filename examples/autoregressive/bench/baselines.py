@@ -12,7 +12,7 @@ from torch.nn.functional import one_hot
 from ....compiler.zipar import ZipAR
 from ....compiler.zipar.decoder import Decoder, FixedDecoder, Layout, Sampler, State
 from ....compiler.zipar.sampling import accept, draw, residual
-from ....passes.raster import Raster
+from ....passes.zipar.raster import Raster
 
 __all__ = ["Jacobi", "Released"]
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from .... import stats
-from ....compiler.schedule import place
 from ....kernels.predictors import PREDICTORS
+from ....passes.pade.schedule import place
 from ..measure import psnr
 from .peers import Install, Peer, calibrate_magnitudes
 from .placement import best_placement, family

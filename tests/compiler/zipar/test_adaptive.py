@@ -3,7 +3,7 @@
 import torch
 from accel.compiler.zipar.adaptive import AdaptiveDecoder
 from accel.compiler.zipar.decoder import Layout, Sampler
-from accel.passes.raster import NOTHING, Entry, Raster
+from accel.passes.zipar.raster import NOTHING, Entry, Raster
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn

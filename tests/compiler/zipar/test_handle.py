@@ -10,7 +10,7 @@ import torch
 from accel import ZipAR, stats
 from accel.compiler.zipar.sampling import draw
 from accel.kernels.errors import OptionError
-from accel.passes.raster import NOTHING
+from accel.passes.zipar.raster import NOTHING
 from torch import Tensor
 
 from ...language_models import KINDS, janus, llama

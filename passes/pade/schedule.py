@@ -1,0 +1,202 @@
+"""Which steps of a sampling run are computed."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ...kernels.errors import OptionError
+
+__all__ = [
+    "PRESETS",
+    "Auto",
+    "Full",
+    "Interval",
+    "Listed",
+    "Schedule",
+    "estimate_steps",
+    "parse_schedule",
+    "place",
+]
+
+# Share of the steps that each preset computes.
+PRESETS = {"quality": 0.5, "balanced": 0.4, "fast": 0.3}
+
+# Where the computed steps lie: closer together at the start of the run, and the last one nearer to
+# its end the more there are. The curve follows what local searches found for 6, 8 and 10 of 20
+# steps on the reference model, on noise of their own (examples/fashion/bench measures on other).
+GROWTH = 1.55
+MOST = 0.5  # the share from which on the very last step is computed
+LEAST = 0.3  # the share below which the last computed step comes no earlier
+FEWEST = 4  # a run of so few steps is computed in full
+WARMUP = 3  # of an interval schedule, where nothing else is said
+
+
+def place(steps: int, computed: int) -> tuple[int, ...]:
+    """`computed` of `steps` step numbers, the first among them.
+
+    >>> place(20, 8)
+    (0, 1, 3, 5, 8, 11, 14, 18)
+    """
+    computed = max(min(computed, steps), min(steps, FEWEST))
+    saved = MOST - min(max(computed / steps, LEAST), MOST)
+    end = (1 - 4 * saved**2) * (steps - 1)
+    chosen = [0]
+    for index in range(1, computed):
+        position = round(end * (index / (computed - 1)) ** GROWTH)
+        # At least one further than the last, and leaving room for those that follow.
+        chosen.append(min(max(position, chosen[-1] + 1), steps - computed + index))
+    return tuple(chosen)
+
+
+def estimate_steps(times: Sequence[float]) -> int | None:
+    """How many steps a run will have, from the times of its first steps; None if they don't say.
+
+    Samplers space their times evenly in u = 1 - i / N, or shift that (Flux, SD3, Wan):
+    t = s u / (1 + (s - 1) u) up to a unit. With y_i = t_0 / t_i - 1 that gives
+    y_i = (1/s) i / (N - i), so two steps are enough for both unknowns; after one, s is taken to
+    be 1. Times that rise are taken to end at 1, or at 1000 where they pass 1.
+    """
+    if len(times) < 2:
+        return None
+    first = times[0]
+    if times[1] > first:
+        end = 1.0 if max(times) <= 1.0 else 1000.0
+        times = [end - time for time in times]
+        first = times[0]
+    last = len(times) - 1
+    if times[last] <= 0 or times[1] >= first or times[last] > times[1]:
+        return None
+    one, other = first / times[1] - 1, first / times[last] - 1
+    if last == 1:
+        return min(max(round(first / (first - times[1])), 2), 1000)
+    ratio = other / (last * one)
+    if ratio > 1:
+        steps = (ratio * last - 1) / (ratio - 1)
+    else:  # not of that family (or two calls a step, as Heun's): go on at the mean pace
+        steps = last + times[last] * last / (first - times[last])
+    return min(max(round(steps), last + 1), 1000)
+
+
+class Schedule(Protocol):
+    """Says which steps to compute."""
+
+    def computes(self, step: int, last: int, steps: int | None) -> bool:
+        """Whether to compute a step.
+
+        step: its number, from 0; last: the newest computed step (-1 if none); steps: how many the
+        run has, or will probably have; None if unknown.
+        """
+
+    def check(self, steps: int) -> None:
+        """Raise OptionError if the schedule makes no sense for a run of `steps` steps."""
+
+
+@dataclass(frozen=True)
+class Full:
+    """Always compute."""
+
+    def computes(self, step: int, last: int, steps: int | None) -> bool:
+        return True
+
+    def check(self, steps: int) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The first `warmup` steps, then every `interval`-th."""
+
+    interval: int
+    warmup: int = WARMUP
+
+    def __post_init__(self) -> None:
+        for name in ("interval", "warmup"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise OptionError(f"schedule {name} is {value!r}; it has to be a whole number >= 1")
+
+    def computes(self, step: int, last: int, steps: int | None) -> bool:
+        final = steps is not None and step == steps - 1
+        return step < self.warmup or (step - self.warmup + 1) % self.interval == 0 or final
+
+    def check(self, steps: int) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Exactly these steps; and those that lie beyond the list by more than its largest gap.
+
+    Nobody planned for the latter: the run is longer than the list was made for.
+    """
+
+    listed: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(step, int) and step >= 0 for step in self.listed):
+            raise OptionError(f"schedule {list(self.listed)} has entries that are not steps >= 0")
+        if 0 not in self.listed:
+            raise OptionError(
+                f"schedule {list(self.listed)} leaves out step 0, but there is nothing to predict "
+                "the first step from: add 0"
+            )
+
+    def computes(self, step: int, last: int, steps: int | None) -> bool:
+        ordered = sorted(self.listed)
+        gap = max((b - a for a, b in itertools.pairwise(ordered)), default=0)
+        return step in self.listed or step > ordered[-1] + gap
+
+    def check(self, steps: int) -> None:
+        if max(self.listed) >= steps:
+            raise OptionError(
+                f"the schedule computes step {max(self.listed)}, but the run has only {steps} "
+                f"steps (0 to {steps - 1})"
+            )
+
+
+@dataclass(frozen=True)
+class Auto:
+    """A share of the steps, placed by `place`; the step count is estimated where unknown."""
+
+    share: float
+
+    def placed(self, steps: int) -> tuple[int, ...]:
+        """The computed steps of a run of a known length."""
+        return place(steps, math.ceil(self.share * steps))
+
+    def computes(self, step: int, last: int, steps: int | None) -> bool:
+        if steps is None or step >= steps:
+            return True  # nobody planned for it
+        following = [planned for planned in self.placed(steps) if planned > last]
+        # An estimate that changes from step to step must not stretch a gap: what counts is the
+        # distance from the newest computed step.
+        return bool(following) and step >= following[0]
+
+    def check(self, steps: int) -> None:
+        return None
+
+
+def parse_schedule(value: Any, preset: str) -> Schedule:
+    """The schedule that an option describes (see `PadeOptions.schedule`)."""
+    if value == "auto":
+        return Auto(PRESETS[preset])
+    if value == "full":
+        return Full()
+    if isinstance(value, Mapping):
+        unknown = set(value) - {"interval", "warmup"}
+        if unknown or "interval" not in value:
+            raise OptionError(
+                f"schedule {dict(value)} has to be {{'interval': N}} or "
+                "{'interval': N, 'warmup': W}"
+            )
+        return Interval(**value)
+    if isinstance(value, Sequence) and not isinstance(value, str) and len(value):
+        return Listed(tuple(value))
+    raise OptionError(
+        f"schedule {value!r} is none of 'auto', 'full', {{'interval': N, 'warmup': W}} and a "
+        "list of steps"
+    )

@@ -1,0 +1,113 @@
+"""Schedules: which steps are computed, and how long a run will be."""
+
+from __future__ import annotations
+
+import pytest
+from accel.compiler.options import PadeOptions
+from accel.kernels.errors import OptionError
+from accel.passes.pade.schedule import Auto, Interval, Listed, estimate_steps, parse_schedule, place
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+def run(schedule: object, steps: int, known: int | None) -> list[int]:
+    """The computed steps of a run that always follows the schedule."""
+    computed: list[int] = []
+    for step in range(steps):
+        last = computed[-1] if computed else -1
+        if not computed or schedule.computes(step, last, known):
+            computed.append(step)
+    return computed
+
+
+@given(steps=st.integers(1, 200), share=st.floats(0.05, 1.0))
+def test_placement(steps: int, share: float) -> None:
+    computed = max(1, round(share * steps))
+    chosen = place(steps, computed)
+    assert list(chosen) == sorted(set(chosen))
+    assert chosen[0] == 0
+    assert chosen[-1] < steps
+    assert len(chosen) == max(min(computed, steps), min(steps, 4))
+
+
+def test_placement_of_the_presets() -> None:
+    assert place(20, 10) == (0, 1, 2, 3, 5, 8, 10, 13, 16, 19)
+    assert place(20, 8) == (0, 1, 3, 5, 8, 11, 14, 18)
+    assert place(20, 6) == (0, 1, 4, 7, 11, 16)
+
+
+@pytest.mark.parametrize("preset", ["quality", "balanced", "fast"])
+def test_auto_follows_its_placement(preset: str) -> None:
+    schedule = PadeOptions(preset=preset).plan()
+    assert isinstance(schedule, Auto)
+    assert run(schedule, 20, 20) == list(schedule.placed(20))
+    assert len(run(schedule, 20, 20)) == {"quality": 10, "balanced": 8, "fast": 6}[preset]
+
+
+def test_auto_computes_everything_of_few_steps_or_unknown_length() -> None:
+    schedule = Auto(0.4)
+    assert run(schedule, 4, 4) == [0, 1, 2, 3]
+    assert run(schedule, 9, None) == list(range(9))
+
+
+@settings(deadline=None)
+@given(
+    steps=st.integers(4, 100),
+    shift=st.floats(0.3, 12.0),
+    unit=st.sampled_from([1.0, 1000.0]),
+    seen=st.integers(3, 10),
+)
+def test_length_of_shifted_flows_is_exact(steps: int, shift: float, unit: float, seen: int) -> None:
+    even = [1 - i / steps for i in range(steps)]
+    times = [unit * shift * u / (1 + (shift - 1) * u) for u in even]
+    assert estimate_steps(times[:seen]) == steps
+
+
+def test_length_of_other_runs_is_near() -> None:
+    ddim = [float(t) for t in range(981, 0, -20)]
+    assert abs(estimate_steps(ddim[:3]) - 50) <= 1
+    rising = [i / 20 for i in range(20)]
+    assert estimate_steps(rising[:3]) == 20
+    heun = [1.0] + [t for i in range(1, 20) for t in (1 - i / 20,) * 2]
+    assert estimate_steps([1.0, 0.95]) == 20
+    assert abs(estimate_steps(heun[:9]) - len(heun)) <= 4
+
+
+@pytest.mark.parametrize("times", [[1.0], [1.0, 1.0], [1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
+def test_length_unknown(times: list[float]) -> None:
+    assert estimate_steps(times) is None
+
+
+def test_interval() -> None:
+    assert run(Interval(4, 1), 10, None) == [0, 4, 8]
+    assert run(Interval(4, 3), 12, None) == [0, 1, 2, 6, 10]
+    assert run(Interval(4, 1), 10, 10) == [0, 4, 8, 9]
+
+
+def test_listed_computes_what_lies_beyond_the_list() -> None:
+    assert run(Listed((0, 1, 4)), 10, None) == [0, 1, 4, 8, 9]
+    assert run(Listed((0,)), 3, None) == [0, 1, 2]
+
+
+def test_listed_beyond_the_run() -> None:
+    with pytest.raises(OptionError, match=r"step 25, but the run has only 20"):
+        Listed((0, 25)).check(20)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("often", "none of 'auto'"),
+        ([], "none of 'auto'"),
+        ([1, 2], "leaves out step 0"),
+        ([0, -1], "not steps"),
+        ([0, 1.5], "not steps"),
+        ({"warmup": 3}, "has to be"),
+        ({"interval": 0}, "whole number"),
+        ({"interval": 2, "warm": 1}, "has to be"),
+        (3, "none of 'auto'"),
+    ],
+)
+def test_malformed(value: object, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        parse_schedule(value, "balanced")
