@@ -8,12 +8,14 @@ needs no import of this package; the names below are for reading what it did and
 from typing import TYPE_CHECKING, Any
 
 from .compiler.export import Engine, export, load
-from .compiler.options import OmniSparseOptions, Options, PadeOptions
+from .compiler.options import Options
 from .compiler.report import Report, Stats, explain, refresh, report_of, stats, trajectory
 from .compiler.solid import Dynamics, Recommender, dynamize
 from .compiler.visual_span import visual_span
 from .kernels.errors import AccelError, EngineError, ExportError, OptionError
 from .kernels.omnisparse import observe_selections, omnisparse_attention
+from .passes import OmniSparsePass as OmniSparseOptions
+from .passes import PadePass as PadeOptions
 from .passes.pade.gate import Gate
 
 if TYPE_CHECKING:

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..kernels.errors import AccelError
 from ..kernels.omnisparse.op import each_selection
 from ..kernels.omnisparse.selection import Selection
-from ..passes.base import PassResult
+from ..passes import Added, Constants, PadePass, PassResult, Program, StackState
 from ..passes.graph.nodes import is_model_state, value_of
-from .lowering import LEFT_OUT, check_lowering, lower
+from .lowering import CANNOT, check_lowering, lower
 from .options import Options, parse_options
 from .pipeline import rewrite
 from .runtime import PadeGraph
@@ -87,31 +88,43 @@ def accel_backend(
     Raises OptionError before anything is compiled.
     """
     parsed = parse_options(options)
-    program, results = rewrite(module, parsed, LEFT_OUT.get(parsed.lowering))
+    program, results = rewrite(module, parsed, CANNOT.get(parsed.lowering))
     check_lowering(parsed.lowering, program.training)
     config = torch._inductor.list_mode_options(mode) if mode and mode != "default" else None
-    folded = program.tables is not None
-    function = lower(
-        program.module, example_inputs, parsed.lowering, program.training, config, folded
-    )
+    function = lower(program, example_inputs, parsed.lowering, config)
     placeholders = module.graph.find_nodes(op="placeholder")
     owned = [index for index, node in enumerate(placeholders) if is_model_state(node)]
     # Rather a parameter: with dynamic=True, numbers of the model come as tensors made for the call.
     lasting = [i for i in owned if isinstance(value_of(placeholders[i]), torch.nn.Parameter)]
     owner = next(iter([*lasting, *owned]), None)
-    if program.state is not None:
-        pade = parsed.pade_options
+    # What was added last is handed over last.
+    for added in reversed(program.added):
+        function = _filled(function, added, program, parsed, owner)
+    calls = sum(node.op.startswith("call") for node in module.graph.nodes)
+    return CompiledGraph(function, calls, results, parsed, owner)
+
+
+def _filled(
+    function: Callable[..., Any],
+    added: Added,
+    program: Program,
+    options: Options,
+    owner: int | None,
+) -> Callable[..., Any]:
+    """A function that fills in what a pass has added, for whoever calls it without."""
+    if isinstance(added, Constants):
+        return TableGraph(function, added)
+    if isinstance(added, StackState):
+        pade = options.of(PadePass)
         assert pade is not None
+        placeholders = program.module.graph.find_nodes(op="placeholder")
         symbols = {
             str(value_of(node)): (index, None)
             for index, node in enumerate(placeholders)
             if isinstance(value_of(node), torch.SymInt)
         }
-        function = PadeGraph(function, symbols, program.outputs, program.state, pade, owner)
-    if program.tables is not None:
-        function = TableGraph(function, program.tables)
-    calls = sum(node.op.startswith("call") for node in module.graph.nodes)
-    return CompiledGraph(function, calls, results, parsed, owner)
+        return PadeGraph(function, symbols, program.outputs, added, pade, owner)
+    raise AccelError(f"nothing is known that fills in {type(added).__name__}")
 
 
 def compiled_graphs(parameters: frozenset[int]) -> list[CompiledGraph]:

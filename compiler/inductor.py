@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +15,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_file
 from torch._inductor.lowering import constrain_to_fake_tensor, register_lowering
 from torch._inductor.virtualized import V
 
-from ..kernels.omnisparse import op, selection
-from ..passes.graph.nodes import value_of
-
-__all__ = ["calls_are_short", "inductor_settings", "short_call_settings"]
+__all__ = ["inductor_settings", "short_call_settings"]
 
 # These stand in Inductor's graphs only, between its passes and its code generation. (Its own
 # operator for the first, inductor_force_stride_order, ties free sizes to their first values.)
@@ -104,13 +103,24 @@ class _SettleSubgraphs(CustomGraphPass):
                 _own_results(subgraph)
 
     def uuid(self) -> Any:
-        # Part of the key of what Inductor keeps on disk. It holds the shapes that our operators
-        # promise, too, and would outlive a change of those.
-        ours = get_hash_for_files((__file__, op.__file__, selection.__file__))
+        # Part of the key of what Inductor keeps on disk. It holds what our operators promise and
+        # what our passes wrote, and would outlive a change of those: every file counts.
+        ours = get_hash_for_files(_sources())
         if self.earlier is None:
             return ours
         other = self.earlier.uuid() if isinstance(self.earlier, CustomGraphPass) else None
         return None if other is None else (ours, other)  # None: torch must not cache
+
+
+@functools.cache
+def _sources() -> tuple[str, ...]:
+    """The files of all operators, passes and of what hands them to Inductor."""
+    root = Path(__file__).parent.parent
+    folders = (root / "kernels", root / "passes", root / "compiler")
+    return tuple(
+        sorted(str(path) for folder in folders for kind in ("*.py", "*.cpp")
+               for path in folder.rglob(kind))
+    )  # fmt: skip
 
 
 def _calls(graph: fx.Graph, target: Any) -> list[fx.Node]:
@@ -148,18 +158,6 @@ def inductor_settings() -> dict[str, Any]:
     """Settings that Inductor needs for a graph with subgraphs."""
     earlier = torch._inductor.config.post_grad_custom_post_pass
     return {"post_grad_custom_post_pass": _SettleSubgraphs(earlier)}
-
-
-def calls_are_short(module: fx.GraphModule) -> bool:
-    """Whether a graph, most of whose work is done before it is called, is best called from C++.
-
-    What is left is many small operations, and on a CPU it is their calls that take time. Inductor's
-    C++ can't call subgraphs (torch 2.13).
-    """
-    values = [value_of(node) for node in module.graph.nodes]
-    elsewhere = any(isinstance(each, Tensor) and each.device.type != "cpu" for each in values)
-    shared = any(isinstance(each, fx.GraphModule) for each in module.children())
-    return not elsewhere and not shared
 
 
 def short_call_settings() -> dict[str, Any]:

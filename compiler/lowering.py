@@ -9,18 +9,19 @@ import torch
 from torch import fx
 
 from ..kernels.errors import OptionError
-from ..passes.codebook.single_query import open_single_queries
-from ..passes.graph.nodes import value_of
+from ..passes import Feature, Program
+from ..passes.codebook.single_query import are_short
+from ..passes.graph.nodes import graph_modules, value_of
 from .extras import optional
 from .partitions import Partition, partitioned
 
-__all__ = ["LEFT_OUT", "check_lowering", "lower"]
+__all__ = ["CANNOT", "check_lowering", "lower"]
 
-# Passes whose result a lowering can't take, and why.
-LEFT_OUT = {
+# What a lowering can't take, and why.
+CANNOT: dict[str, dict[Feature, str]] = {
     "tensorrt": {
-        "omnisparse": "torch_tensorrt has no converter for its operators",
-        "outline": "torch_tensorrt has no converter for calls of subgraphs",
+        Feature.OPERATORS: "torch_tensorrt has no converter for its operators",
+        Feature.SHARED_SUBGRAPHS: "torch_tensorrt has no converter for calls of subgraphs",
     }
 }
 
@@ -35,54 +36,71 @@ def check_lowering(lowering: str, training: bool) -> None:
 
 
 def lower(
-    module: fx.GraphModule,
+    program: Program,
     given: Sequence[Any],
     lowering: str,
-    training: bool = False,
     config: Mapping[str, Any] | None = None,
-    folded: bool = False,
 ) -> Callable[..., Any]:
-    """A callable for `module`, compiled by Inductor or TensorRT, or the module itself ("eager").
+    """A callable for a program's graph, by one of `LOWERINGS`.
 
-    given: the inputs that Dynamo handed over; those that passes added come after them.
-    training: whether gradients flow through the graph; shared subgraphs then need AOTAutograd also
-    where nothing is compiled. config: Inductor's own settings, as `torch.compile(mode=...)` implies
-    them. folded: whether much of the work has gone into tables.
+    given: the inputs that Dynamo handed over; those that passes added come after them. config:
+    Inductor's own settings, as `torch.compile(mode=...)` implies them.
     """
-    if lowering == "eager" and not training:
-        return module
-    if lowering == "tensorrt":
-        return partitioned(module, _tensorrt_part)
-    inputs = [*given, *_added(module, len(given))]
-    if lowering == "eager":
-        from torch._dynamo.backends.debugging import aot_eager
+    return LOWERINGS[lowering](program, given, config)
 
-        differentiable: Any = aot_eager(module, inputs)
-        return differentiable
+
+def _by_tensorrt(program: Program, given: Sequence[Any], config: Any) -> Callable[..., Any]:
+    return partitioned(program.module, _tensorrt_part)
+
+
+def _eager(program: Program, given: Sequence[Any], config: Any) -> Callable[..., Any]:
+    """The graph itself; shared subgraphs need AOTAutograd where gradients flow through them."""
+    module = program.module
+    if not program.training:
+        return module
+    from torch._dynamo.backends.debugging import aot_eager
+
+    differentiable: Any = aot_eager(module, [*given, *_added(module, len(given))])
+    return differentiable
+
+
+def _by_inductor(program: Program, given: Sequence[Any], config: Any) -> Callable[..., Any]:
     from torch._higher_order_ops.invoke_subgraph import NestedCompileRegionOptions
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.decomposition import select_decomp_table
 
-    from .inductor import calls_are_short, inductor_settings, short_call_settings
+    from .inductor import inductor_settings, short_call_settings
 
+    module = program.module
     # torch 2.13 caches the first trace of a shared subgraph. Inside a branch that first trace is
     # an alias check without decompositions, which Inductor then can't lower; saying which
     # decompositions the subgraph wants makes every trace the right one.
     table = select_decomp_table()
-    for name, child in module.named_modules():
-        if name.rpartition(".")[2].startswith("accel_block_"):
+    for part in graph_modules(module):
+        for call in part.graph.find_nodes(
+            op="call_function", target=torch.ops.higher_order.invoke_subgraph
+        ):
+            child: Any = getattr(part, call.args[0].target)
             child.meta["nested_region_config"] = NestedCompileRegionOptions(decompositions=table)
+    short = Feature.SHORT_CALLS in program.features and are_short(module)
     # It also reads the outer backward graph's list of inputs that may be overwritten as if it were
     # the shared subgraph's, and overwrites a gradient that is still needed.
     with torch._functorch.config.patch(donated_buffer=False):
-        short = {}
-        if folded and calls_are_short(module):
-            short = short_call_settings()
-            open_single_queries(module.graph)
-            module.recompile()
-        settings = {**inductor_settings(), **short, **(config or {})}
+        settings = {
+            **inductor_settings(),
+            **(short_call_settings() if short else {}),
+            **(config or {}),
+        }
+        inputs = [*given, *_added(module, len(given))]
         compiled: Any = compile_fx(module, inputs, config_patches=settings)
     return compiled
+
+
+LOWERINGS: dict[str, Callable[[Program, Sequence[Any], Any], Callable[..., Any]]] = {
+    "inductor": _by_inductor,
+    "eager": _eager,
+    "tensorrt": _by_tensorrt,
+}
 
 
 def _added(module: fx.GraphModule, given: int) -> list[Any]:

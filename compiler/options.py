@@ -1,183 +1,126 @@
-"""The options of the backend, validated before anything is compiled."""
+"""Options of the backend: one for each pass, made from `PASSES`, and a few of the compiler's own.
+
+Everything is checked when it is set, before anything is compiled.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ..kernels.errors import OptionError
-from ..kernels.omnisparse import Choice
-from ..kernels.predictors import Predictor
-from ..passes.pade.gate import Gate
-from ..passes.pade.schedule import PRESETS, Schedule, parse_schedule
-from ..passes.pade.trial import accepted
+from ..kernels.predictors import predictor_name
+from ..passes import PASSES, Pass
+from ..passes.options import built, check_known
+from .lowering import LOWERINGS
 
-__all__ = ["CodebookOptions", "OmniSparseOptions", "Options", "PadeOptions", "parse_options"]
+__all__ = ["Options", "parse_options"]
 
-LOWERINGS = ("inductor", "eager", "tensorrt")
-Config = TypeVar("Config")
-
-
-@dataclass(frozen=True)
-class PadeOptions:
-    """Options of the Padé pass.
-
-    preset: "quality", "balanced" or "fast": about 10, 8 and 6 computed steps of 20. For the
-        schedule "auto" only; None means "balanced" there.
-    predictor: a name from `accel.kernels.predictors.PREDICTORS`, or an object that follows
-        `accel.kernels.predictors.Predictor`. An object is tried on small tensors first.
-    schedule: "auto", "full" (always compute), {"interval": N, "warmup": W}, or a list of the
-        steps to compute, counted from 0.
-    gate: a further condition for skipping, judged after each computed step; None for none.
-    max_error: a step is computed, whatever the schedule, where the predictor would have missed
-        the last computed residual by more than this (relative L2, worst sample of the batch).
-    max_runs: sampling runs whose state is kept at a time; the longest unused goes first.
-    """
-
-    preset: str | None = None
-    predictor: str | Predictor = "pade"
-    schedule: str | Mapping[str, int] | Sequence[int] = "auto"
-    gate: Gate | Mapping[str, Any] | None = None
-    max_error: float = 1.0
-    max_runs: int = 8
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "predictor", accepted(self.predictor))
-        if self.preset is not None and self.preset not in PRESETS:
-            raise OptionError(f"unknown preset {self.preset!r}; known: {', '.join(PRESETS)}")
-        if self.preset is not None and self.schedule != "auto":
-            raise OptionError(
-                f"preset {self.preset!r} and schedule {self.schedule!r} contradict each other: a "
-                'preset says how many steps schedule "auto" computes. Drop one of the two'
-            )
-        if not isinstance(self.gate, (Gate, type(None))):
-            object.__setattr__(self, "gate", _build(Gate, self.gate, "pade.gate"))
-        if not self.max_error > 0:
-            raise OptionError(f"max_error is {self.max_error}; it has to be above 0")
-        if self.max_runs < 1:
-            raise OptionError(f"max_runs is {self.max_runs}; it has to be at least 1")
-        self.plan()  # raises on a malformed schedule
-
-    @property
-    def stability_gate(self) -> Gate | None:
-        """The gate as an object; a dict has become one by now."""
-        return self.gate if isinstance(self.gate, Gate) else None
-
-    def plan(self) -> Schedule:
-        """The schedule as an object."""
-        return parse_schedule(self.schedule, self.preset or "balanced")
+KINDS: dict[str, type[Pass]] = {kind.name: kind for kind in PASSES}
+OWN = ("lowering", "verify", "dump")
+P = TypeVar("P", bound=Pass)
 
 
-@dataclass(frozen=True)
-class CodebookOptions:
-    """Options of the codebook pass: how many bytes its tables may take together."""
-
-    table_bytes: int = 2**28
-
-    def __post_init__(self) -> None:
-        if self.table_bytes < 1:
-            raise OptionError(f"table_bytes is {self.table_bytes}; it has to be above 0")
-
-
-@dataclass(frozen=True)
-class OmniSparseOptions(Choice):
-    """Options of the OmniSparse pass: those of a selection, and the fewest keys that it is for."""
-
-    minimum: int = 1024
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.minimum < 0:
-            raise OptionError(f"minimum is {self.minimum}; it can't be negative")
-
-
-@dataclass(frozen=True)
 class Options:
-    """Options of `torch.compile(model, backend="accel", options=...)`.
+    """Options of `torch.compile(model, backend="accel", options=...)`. Not to be changed.
 
-    pade: True, False, or the pass's own options. True by default: it applies to inference graphs
-        with a block stack and a timestep.
-    omnisparse: True, False, or the pass's own options. False by default: attention stays exact.
-    codebook: True, False, or the pass's own options. False by default: its tables take memory and
-        have to be computed again whenever a weight changes.
-    outline: compile equal blocks once.
+    Each pass by its name: True, False, a dict of the pass's own options, or the pass.
     lowering: what compiles the rewritten graph: "inductor"; "eager" (debugging) runs it as it is;
         "tensorrt" hands its parts to torch_tensorrt and keeps the choice between them in torch.
-    verify: check every rewritten graph in depth (fake execution) rather than in form only.
+    verify: check every rewritten graph in depth (fake execution) rather than in form only, and
+        raise where a pass fails.
+    dump: a directory that each graph is written to before and after every pass; None for none.
+
+    passes: those that are on, by name, in their order.
     """
 
-    pade: PadeOptions | Mapping[str, Any] | bool = True
-    omnisparse: OmniSparseOptions | Mapping[str, Any] | bool = False
-    codebook: CodebookOptions | Mapping[str, Any] | bool = False
-    outline: bool = True
-    lowering: str = "inductor"
-    verify: bool = False
+    passes: Mapping[str, Pass]
 
-    def __post_init__(self) -> None:
-        if isinstance(self.pade, Mapping):
-            object.__setattr__(self, "pade", _build(PadeOptions, self.pade, "pade"))
-        if not isinstance(self.pade, (PadeOptions, bool)):
-            raise OptionError(f"pade is {self.pade!r}; it has to be True, False or a dict")
-        if isinstance(self.omnisparse, Mapping):
-            built = _build(OmniSparseOptions, self.omnisparse, "omnisparse")
-            object.__setattr__(self, "omnisparse", built)
-        if not isinstance(self.omnisparse, (OmniSparseOptions, bool)):
-            raise OptionError(
-                f"omnisparse is {self.omnisparse!r}; it has to be True, False or a dict"
-            )
-        if isinstance(self.codebook, Mapping):
-            object.__setattr__(self, "codebook", _build(CodebookOptions, self.codebook, "codebook"))
-        if not isinstance(self.codebook, (CodebookOptions, bool)):
-            raise OptionError(f"codebook is {self.codebook!r}; it has to be True, False or a dict")
-        for name in ("outline", "verify"):
-            if not isinstance(getattr(self, name), bool):
-                raise OptionError(f"{name} is {getattr(self, name)!r}; it has to be True or False")
-        if self.lowering not in LOWERINGS:
-            raise OptionError(f"lowering {self.lowering!r} is none of {', '.join(LOWERINGS)}")
+    def __init__(
+        self, *, lowering: str = "inductor", verify: bool = False,
+        dump: str | Path | None = None, **passes: Any,
+    ) -> None:  # fmt: skip
+        for name in passes:
+            check_known(name, [*KINDS, *OWN], "options")
+        found = {}
+        for name, kind in KINDS.items():
+            each = _configured(kind, passes.get(name, kind.default))
+            if each is not None:
+                found[name] = each
+        if lowering not in LOWERINGS:
+            raise OptionError(f"lowering {lowering!r} is none of {', '.join(LOWERINGS)}")
+        if not isinstance(verify, bool):
+            raise OptionError(f"verify is {verify!r}; it has to be True or False")
+        if not isinstance(dump, (str, Path, type(None))):
+            raise OptionError(f"dump is {dump!r}; it has to be a directory's path or None")
+        self.passes = found
+        self.lowering = lowering
+        self.verify = verify
+        self.dump = None if dump is None else Path(dump)
 
-    @property
-    def pade_options(self) -> PadeOptions | None:
-        """The Padé pass's options, or None where it is off."""
-        if isinstance(self.pade, PadeOptions):
-            return self.pade
-        return PadeOptions() if self.pade else None
+    def __getattr__(self, name: str) -> Any:
+        """A pass by its name; None where it is off."""
+        if name in KINDS:
+            return self.passes.get(name)
+        raise AttributeError(f"options have no {name!r}")
 
-    @property
-    def omnisparse_options(self) -> OmniSparseOptions | None:
-        """The OmniSparse pass's options, or None where it is off."""
-        if isinstance(self.omnisparse, OmniSparseOptions):
-            return self.omnisparse
-        return OmniSparseOptions() if self.omnisparse else None
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Options) and vars(self) == vars(other)
 
-    @property
-    def codebook_options(self) -> CodebookOptions | None:
-        """The codebook pass's options, or None where it is off."""
-        if isinstance(self.codebook, CodebookOptions):
-            return self.codebook
-        return CodebookOptions() if self.codebook else None
+    def __repr__(self) -> str:
+        each = ", ".join(f"{name}={self.passes.get(name)!r}" for name in KINDS)
+        return f"Options({each}, lowering={self.lowering!r})"
+
+    def of(self, kind: type[P]) -> P | None:
+        """The pass of a class; None where it is off."""
+        found = self.passes.get(kind.name)
+        return found if isinstance(found, kind) else None
+
+    def without(self, *names: str) -> Options:
+        """The same with these passes turned off."""
+        kept: dict[str, Any] = {name: self.passes.get(name, False) for name in KINDS}
+        kept |= dict.fromkeys(names, False)
+        return Options(lowering=self.lowering, verify=self.verify, dump=self.dump, **kept)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it, and `parse_options` reads it."""
+        found: dict[str, Any] = {"lowering": self.lowering, "verify": self.verify}
+        for name in KINDS:
+            each = self.passes.get(name)
+            found[name] = False if each is None else _plain(each)
+        plain: dict[str, Any] = json.loads(json.dumps(found, default=_plain))
+        return plain
 
 
-def _build(kind: type[Config], values: Any, where: str) -> Config:
-    """A config dataclass from a mapping; an unknown key is an error naming the nearest one."""
-    if not isinstance(values, Mapping):
-        raise OptionError(f"{where} is {values!r}; it has to be a dict")
-    # A TypeVar can't be bound to "any dataclass", so mypy doubts that this one is.
-    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
-            raise OptionError(
-                f"unknown option {key!r} in {where}; did you mean {near[0]!r}? "
-                f"(known: {', '.join(known)})"
-            )
-    return kind(**values)
+def _configured(kind: type[Pass], value: Any) -> Pass | None:
+    if isinstance(value, kind):
+        return value
+    if isinstance(value, Mapping):
+        return built(kind, value, kind.name)
+    if value is True or value is False:
+        return kind() if value else None
+    raise OptionError(f"{kind.name} is {value!r}; it has to be True, False or a dict")
+
+
+def _plain(value: Any) -> Any:
+    """The fields of a dataclass of options by name; a predictor by its own name."""
+    if not dataclasses.is_dataclass(value):
+        return str(value)
+    found = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
+    if "predictor" in found:
+        found["predictor"] = predictor_name(found["predictor"])
+    return found
 
 
 def parse_options(options: Options | Mapping[str, Any] | None) -> Options:
     """Validated options. Raises OptionError with what was seen and what is known."""
     if isinstance(options, Options):
         return options
-    return _build(Options, options or {}, "options")
+    if not isinstance(options or {}, Mapping):
+        raise OptionError(f"options is {options!r}; it has to be a dict")
+    for name in options or {}:
+        check_known(name, [*KINDS, *OWN], "options")
+    return Options(**(options or {}))

@@ -11,11 +11,11 @@ import torch
 
 from ..kernels.errors import AccelError, OptionError
 from ..kernels.omnisparse.selection import SelectionSummary
-from ..passes import PASSES, PassResult, Skip
+from ..passes import PASSES, PadePass, PassResult, Skip
 from ..passes.pade.schedule import Auto
 from .backend import compiled_graphs
 from .export.engine import Engine
-from .lowering import LEFT_OUT
+from .lowering import CANNOT
 from .options import Options, parse_options
 from .partitions import partitions
 from .pipeline import rewrite
@@ -61,7 +61,7 @@ class Report:
     def passes(self) -> dict[str, PassReport]:
         """An entry for every pass, also where nothing matched."""
         reports = {}
-        for name in PASSES:
+        for name in (kind.name for kind in PASSES):
             results = [r for graph in self.graphs for r in graph.results if r.name == name]
             reports[name] = PassReport(
                 name,
@@ -94,7 +94,7 @@ class Report:
         return "\n".join(lines)
 
     def _saving(self) -> str:
-        pade = self.options.pade_options
+        pade = self.options.of(PadePass)
         assert pade is not None
         schedule = pade.plan()
         if not isinstance(schedule, Auto):
@@ -123,7 +123,7 @@ def explain(
     graphs: list[GraphReport] = []
 
     def collect(module: torch.fx.GraphModule, example_inputs: list[Any]) -> Any:
-        program, results = rewrite(module, parsed, LEFT_OUT.get(parsed.lowering))
+        program, results = rewrite(module, parsed, CANNOT.get(parsed.lowering))
         calls = sum(node.op.startswith("call") for node in module.graph.nodes)
         parts = partitions(program.module) if parsed.lowering == "tensorrt" else []
         graphs.append(GraphReport(calls, results, tuple(map(str, parts))))

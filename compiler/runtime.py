@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from ..kernels.predictors import judge
-from ..passes.pade.rewrite import StackState
-from .options import PadeOptions
+from ..passes import PadePass
+from ..passes.pade import StackState, StreamState, rules
+from ..passes.pade.rules import Carried, CarriedStream
+from ..passes.pade.state import StreamInputs
 from .sizes import evaluate, size_of
-from .trajectory import Call, Relation, Run, Runs, current_explicit, decide, digest, sketch
+from .trajectory import Call, Relation, Run, Runs, current_explicit, digest, sketch
 
-__all__ = ["Counters", "PadeGraph", "graphs_of", "sample_times"]
+__all__ = ["Counters", "PadeGraph", "graphs_of"]
 
 REMEMBERED_DIGESTS = 64
 
@@ -66,7 +68,7 @@ class PadeGraph:
         symbols: Mapping[str, tuple[int, int | None]],
         outputs: int,
         state: StackState,
-        options: PadeOptions,
+        options: PadePass,
         owner_index: int | None,
     ) -> None:
         self.number = next(_numbers)
@@ -87,10 +89,12 @@ class PadeGraph:
             runs = self._runs(model, inputs)
             run, relation = runs.locate(self._call(model, inputs))
             compute = self._decide(model, run, relation)
-            now, arguments = self._arguments(run, inputs)
-        results = self.function(*inputs, torch.tensor(compute), *arguments)
+            now, streams = self._arguments(run, inputs)
+            carried = run.carried
+        packed = self.state.pack(torch.tensor(compute), streams)
+        results = self.function(*inputs, *packed)
         with self.lock:
-            self._record(run, compute, now, results[self.outputs :])
+            self._record(run, relation, carried, compute, now, results[self.outputs :])
         return tuple(results[: self.outputs])
 
     # Locating
@@ -153,16 +157,17 @@ class PadeGraph:
         self._read_signals(counters, run)
         if relation is Relation.REPEAT:
             counters.repeated_steps += 1
-            return run.computing or not run.residuals
-        compute = decide(run, self.schedule)
-        if not compute and run.signals is not None:
-            gate = self.options.stability_gate
-            if not run.signals.finite or run.signals.error > self.options.max_error:
-                counters.untrusted_steps += 1
-                compute = True
-            elif gate is not None and not gate.allows(run.signals):
+            return run.computing or not run.known
+        carried = run.carried
+        planned = carried is None or self.schedule.computes(
+            run.step, int(carried.last) - 1, run.steps
+        )
+        compute = carried is None or bool(rules.decide(carried, planned))
+        if compute and not planned and run.known:
+            if run.why_not == "gated":
                 counters.gated_steps += 1
-                compute = True
+            else:
+                counters.untrusted_steps += 1
         run.computing = compute
         if compute:
             counters.full_steps += 1
@@ -172,20 +177,30 @@ class PadeGraph:
 
     def _read_signals(self, counters: Counters, run: Run) -> None:
         """Take in what the last computed step said. Waits for the device, one step late."""
-        if run.pending_moments is None:
+        if run.pending is None or run.carried is None:
             return
-        run.moments = [each.cpu().double() for each in run.pending_moments]
-        run.pending_moments = None
-        signals = judge(run.moments)
-        if len(run.history_times) < 2:
+        signals = judge([each.cpu().double() for each in run.pending])
+        run.pending = None
+        streams = tuple(
+            replace(each, moments=each.moments.cpu().double()) for each in run.carried.streams
+        )
+        run.carried = replace(run.carried, streams=streams)
+        if run.known < 2:
             # On a run's first step there was nothing to predict from: its error means nothing.
             signals = replace(signals, turn=0.0, error=0.0)
         else:
             counters.last_error = signals.error
         run.signals = signals
+        gate = self.options.stability_gate
+        trusted = bool(
+            rules.trusted(run.known, signals.finite, signals.error, self.options.max_error)
+        )
+        gated = trusted and gate is not None and not gate.allows(signals)
+        run.why_not = "gated" if gated else "" if trusted else "untrusted"
+        run.carried = replace(run.carried, trusted=not run.why_not)
         if not signals.finite:
             counters.nonfinite_steps += 1
-            run.drop_newest()
+            run.carried = run.carried.forget_newest()
 
     def _remaining(self, run: Run) -> float:
         if run.steps:
@@ -201,62 +216,48 @@ class PadeGraph:
 
         return evaluate(size_of(size), symbol)
 
-    def _arguments(self, run: Run, inputs: Sequence[Any]) -> tuple[Tensor, list[Tensor]]:
-        """The step's own times and a run's state in the graph's form, missing entries filled in."""
-        predictor = self.state.predictor
+    def _arguments(self, run: Run, inputs: Sequence[Any]) -> tuple[Tensor, list[StreamInputs]]:
+        """The step's own times, and what the graph is given of each stream."""
         times = [torch.as_tensor(inputs[index]) for index in self.state.clock.times]
-        now = sample_times(times, self._size(self.state.batch, inputs))
-        history = run.history_times or [now]
-        missing = predictor.history - len(history)
-        all_times = torch.stack([now, *history, *[history[-1]] * missing])
-        remaining = torch.tensor(self._remaining(run), dtype=all_times.dtype)
-        arguments: list[Tensor] = []
-        for index, stream in enumerate(self.state.streams):
-            if run.moments and run.moments_fit:
-                moments = run.moments[index]
-            else:
-                sizes = [self._size(size, inputs) for size in stream.moments]
-                moments = torch.zeros(sizes, dtype=all_times.dtype)
-            coefficients = predictor.coefficients(all_times, remaining, moments)
-            if coefficients is not None:
-                arguments.append(coefficients.to(stream.device, torch.float32))
-            known = run.residuals[index] if run.residuals else []
-            if not known:
-                shape = [self._size(size, inputs) for size in stream.shape]
-                known = [torch.zeros(shape, dtype=stream.dtype, device=stream.device)]
-            arguments += [*known, *[known[-1]] * (predictor.history - len(known))]
-            if predictor.reads_inputs:
-                arguments.append(
-                    run.previous_inputs[index] if run.previous_inputs else known[0] * 0
-                )
-        return now, arguments
+        now = rules.sample_times(times, self._size(self.state.batch, inputs))
+        if run.carried is None:
+            blank = [self._blank(stream, inputs) for stream in self.state.streams]
+            run.carried = rules.begin(self.state.predictor.history, now, blank)
+        remaining = torch.tensor(self._remaining(run), dtype=now.dtype)
+        return now, rules.arguments(self.state.predictor, run.carried, now, remaining)
 
-    def _record(self, run: Run, compute: bool, times: Tensor, state: Sequence[Tensor]) -> None:
+    def _blank(self, stream: StreamState, inputs: Sequence[Any]) -> CarriedStream:
+        """What a run carries of a stream before its first step."""
+        shape = [self._size(size, inputs) for size in stream.shape]
+        moments = [self._size(size, inputs) for size in stream.moments]
+        nothing = torch.zeros(shape, dtype=stream.dtype, device=stream.device)
         predictor = self.state.predictor
-        width = self.state.outputs_per_stream
-        residuals = list(state[1::width])
-        if predictor.reads_inputs:
-            run.previous_inputs = list(state[2::width])
+        return CarriedStream(
+            torch.zeros(moments, dtype=torch.float64),
+            (nothing,) * predictor.history,
+            nothing if predictor.reads_inputs else None,
+        )
+
+    def _record(
+        self,
+        run: Run,
+        relation: Relation,
+        before: Carried | None,
+        compute: bool,
+        now: Tensor,
+        state: Sequence[Tensor],
+    ) -> None:
+        assert before is not None
+        results = self.state.unpack(state)
+        carried = rules.record(before, self.state.predictor, compute, True, now, results)
+        if relation is Relation.REPEAT:
+            carried = replace(carried, step=before.step, last=before.last)
+        run.carried = carried
         if compute:
-            run.last_computed = run.step
-            run.pending_moments = list(state[::width])
-        if compute or predictor.keeps_predictions:
-            run.push(residuals, times, predictor.history)
+            run.carried = replace(run.carried, last=run.step + 1)
+            run.pending = [each.moments for each in results]
         if run.steps is not None and run.step >= run.steps - 1:
             run.release()  # the run is over; a step after all would be computed
-
-
-def sample_times(values: Sequence[Tensor], batch: int) -> Tensor:
-    """The time of every sample, float64 `[batch]` on the CPU, from a graph's timestep inputs."""
-    total = torch.zeros(batch, dtype=torch.float64)
-    for value in values:
-        each = value.detach().to("cpu", torch.float64)
-        # [batch, tokens]: one time a sample, that of its noisiest token.
-        each = each.flatten(1).amax(1) if each.dim() > 1 else each.flatten()
-        if each.numel() not in (1, batch):
-            each = each.mean().reshape(1)
-        total = total + each
-    return total
 
 
 def graphs_of(parameters: frozenset[int]) -> list[tuple[PadeGraph, _Model]]:

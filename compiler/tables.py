@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..passes.codebook.rewrite import Tables
+from ..passes import Constants
 from .fingerprint import Fingerprint
 
 __all__ = ["TableGraph", "drop_tables"]
@@ -38,7 +38,7 @@ class TableGraph:
     times: that tables were computed.
     """
 
-    def __init__(self, function: Callable[..., Any], tables: Tables) -> None:
+    def __init__(self, function: Callable[..., Any], tables: Constants) -> None:
         self.function = function
         self.tables = tables
         self.computed: dict[tuple[int, ...], _Computed] = {}
@@ -50,7 +50,7 @@ class TableGraph:
         return self.function(*inputs, *self._of(inputs))
 
     def _of(self, inputs: Sequence[Any]) -> tuple[Tensor, ...]:
-        sources = [inputs[index] for index in self.tables.inputs]
+        sources = [inputs[index] for index in self.tables.sources]
         key = tuple(map(id, sources))
         kept = self.computed.get(key)
         if kept is not None:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import enum
-import itertools
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,10 +27,11 @@ import torch
 from torch import Tensor
 
 from ..kernels.predictors import Signals
-from ..passes.pade.schedule import Schedule, estimate_steps
+from ..passes.pade.rules import Carried
+from ..passes.pade.schedule import estimate_steps
 
 __all__ = ["Call", "Explicit", "Relation", "Run", "Runs", "current_explicit",
-           "decide", "digest", "distance", "enter_explicit", "sketch"]  # fmt: skip
+           "digest", "distance", "enter_explicit", "sketch"]  # fmt: skip
 
 # Relative distance between the samples of two calls above which they are of different runs.
 # Measured: below 0.35 between steps of one run (6 steps and more), about 1.4 between two noises.
@@ -103,10 +103,9 @@ class Relation(enum.Enum):
 class Run:
     """One sampling run and its state.
 
-    residuals: for each stream, the newest first; history_times: the time of each, `[batch]` each,
-        on the CPU; moments: for each stream, of the newest computed residual, on the CPU;
-        pending_moments: the same before they have been read from the device;
-        moments_fit: whether they describe the history.
+    carried: what the rules carry from step to step; None before the first step and after the last.
+    pending: moments of the newest computed step, on its device, that have not been read yet.
+    signals: what they said once they were; why_not: why the run is not trusted by them.
     """
 
     conditions: tuple[object, ...]
@@ -114,15 +113,11 @@ class Run:
     times: list[float] = field(default_factory=list)
     steps: int | None = None
     step: int = -1
-    last_computed: int = -1
     computing: bool = True
-    residuals: list[list[Tensor]] = field(default_factory=list)
-    history_times: list[Tensor] = field(default_factory=list)
-    previous_inputs: list[Tensor] = field(default_factory=list)
-    pending_moments: list[Tensor] | None = None
-    moments: list[Tensor] = field(default_factory=list)
-    moments_fit: bool = True
+    carried: Carried | None = None
+    pending: list[Tensor] | None = None
     signals: Signals | None = None
+    why_not: str = ""
 
     def relate(self, call: Call, single: bool) -> tuple[Relation, float]:
         """How `call` relates to this run, and the distance of its sample.
@@ -150,38 +145,25 @@ class Run:
         self.sample = call.sample
         self.conditions = call.conditions
 
-    def push(self, residuals: list[Tensor], times: Tensor, history: int) -> None:
-        """Add a step's residuals to the history; two at the same time replace each other.
-
-        The moments of a residual that replaces another were taken against that other one, so
-        they don't describe the history that remains.
-        """
-        same_time = bool(self.history_times) and torch.equal(times, self.history_times[0])
-        start = 1 if same_time else 0
-        self.moments_fit = not same_time
-        self.history_times = [times, *self.history_times[start:]][:history]
-        if not self.residuals:
-            self.residuals = [[] for _ in residuals]
-        self.residuals = [
-            [new, *old[start:]][:history]
-            for new, old in zip(residuals, self.residuals, strict=True)
-        ]
-
-    def drop_newest(self) -> None:
-        """Forget the newest residuals (they were not finite)."""
-        self.residuals = [old[1:] for old in self.residuals]
-        self.history_times = self.history_times[1:]
-        self.moments = []
+    @property
+    def known(self) -> int:
+        """How many residuals there are to predict from."""
+        return 0 if self.carried is None else int(self.carried.known)
 
     def release(self) -> None:
         """Free the state; the run can still be recognised."""
-        self.residuals, self.history_times, self.previous_inputs = [], [], []
-        self.moments, self.pending_moments = [], None
+        self.carried = self.pending = None
 
     def bytes(self) -> int:
         """Bytes of state held."""
-        tensors = [*itertools.chain(*self.residuals), *self.previous_inputs]
-        return sum(tensor.nbytes for tensor in tensors)
+        if self.carried is None or not self.known:
+            return 0
+        held = [
+            tensor for stream in self.carried.streams
+            for tensor in (*stream.residuals, stream.previous) if tensor is not None
+        ]  # fmt: skip
+        # Entries beyond the known ones are the oldest one again.
+        return sum(each.nbytes for each in {id(tensor): tensor for tensor in held}.values())
 
 
 @dataclass
@@ -275,13 +257,6 @@ class Runs:
     def bytes(self) -> int:
         """Bytes of state held by all runs."""
         return sum(run.bytes() for run in self.live.values())
-
-
-def decide(run: Run, schedule: Schedule) -> bool:
-    """Whether the schedule computes the run's current step."""
-    if not run.residuals or not run.residuals[0]:
-        return True
-    return schedule.computes(run.step, run.last_computed, run.steps)
 
 
 @dataclass

@@ -1,28 +1,36 @@
-"""The passes. Each is one file with one job; `PASSES` is the order in which they run."""
+"""The passes: each a folder or a file with one job. `PASSES` is all of them, in their order."""
 
-from .base import GraphPass, PassResult, Program, Reason, Skip
-from .codebook.rewrite import CodebookPass, Tables
+from .base import Added, Constants, Feature, Pass, PassResult, Program, Reason, Skip, Slot, State
+from .codebook import CodebookPass, SingleQueryPass
 from .graph.verify import verify
-from .omnisparse.rewrite import OmniSparsePass
+from .omnisparse import OmniSparsePass
 from .outline import OutlinePass
-from .pade.rewrite import PadePass, StackState
+from .pade import PadePass, StackState
 
 __all__ = [
     "PASSES",
+    "Added",
     "CodebookPass",
-    "GraphPass",
+    "Constants",
+    "Feature",
     "OmniSparsePass",
     "OutlinePass",
     "PadePass",
+    "Pass",
     "PassResult",
     "Program",
     "Reason",
+    "SingleQueryPass",
     "Skip",
+    "Slot",
     "StackState",
-    "Tables",
+    "State",
     "verify",
 ]
 
 # Tables come first, as they leave less to do; then attention, while all of it is in one graph.
-# Outlining comes last: the others read single operations, which it hides in subgraphs.
-PASSES = ("codebook", "omnisparse", "pade", "outline")
+# Outlining comes late: the others read single operations, which it hides in subgraphs. What comes
+# after it is for graphs that call none.
+PASSES: tuple[type[Pass], ...] = (
+    CodebookPass, OmniSparsePass, PadePass, OutlinePass, SingleQueryPass,
+)  # fmt: skip

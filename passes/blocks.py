@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from .graph.facts import flops
+from .graph.facts import Memory
 from .graph.nodes import module_path
 
 __all__ = ["Block", "Stack", "find_stacks", "where_of"]
@@ -57,8 +57,8 @@ def _members(node: fx.Node) -> Iterator[tuple[str, str, str]]:
             yield parent, path, kind.rpartition(".")[2]
 
 
-def find_stacks(graph: fx.Graph) -> list[Stack]:
-    """The outermost stacks of a graph, in order of execution."""
+def find_stacks(graph: fx.Graph, memory: Memory) -> list[Stack]:
+    """The outermost stacks of a graph, in order of execution. memory: of the graph."""
     members: dict[tuple[str, str], dict[str, list[fx.Node]]] = {}
     for node in graph.nodes:
         for parent, path, kind in _members(node):
@@ -66,7 +66,7 @@ def find_stacks(graph: fx.Graph) -> list[Stack]:
     stacks = {
         key: blocks
         for key, blocks in members.items()
-        if sum(any(map(flops, nodes)) for nodes in blocks.values()) >= 2
+        if sum(any(memory.facts_of(n).flops for n in nodes) for nodes in blocks.values()) >= 2
     }
     found = []
     for (parent, kind), blocks in stacks.items():

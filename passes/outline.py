@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_flatten
 
-from .base import PassResult, Program, Reason, Skip
+from ..kernels.errors import OptionError
+from .base import Feature, Pass, PassResult, Program, Reason, Skip
 from .blocks import Block, find_stacks
 from .graph.facts import Memory
 from .graph.nodes import (
@@ -159,11 +160,20 @@ def _piece(graph: fx.Graph, block: Block, memory: Memory) -> _Piece | Skip:
 
 
 @dataclass(frozen=True)
-class OutlinePass:
-    """Replace isomorphic blocks by calls of one subgraph."""
+class OutlinePass(Pass):
+    """Replace isomorphic blocks, at least `minimum` of them, by calls of one subgraph."""
+
+    name: ClassVar[str] = "outline"
+    summary: ClassVar[str] = "compiles equal blocks once, as calls of one shared subgraph"
+    applies: ClassVar[str] = "any graph with two or more equal blocks, training included"
+    default: ClassVar[bool] = True
+    features: ClassVar[frozenset[Feature]] = frozenset({Feature.SHARED_SUBGRAPHS})
 
     minimum: int = 2
-    name: str = "outline"
+
+    def __post_init__(self) -> None:
+        if self.minimum < 2:
+            raise OptionError(f"minimum is {self.minimum}; one block alone shares nothing")
 
     def run(self, program: Program) -> tuple[Program, PassResult]:
         """See the module's docstring. Blocks that differ stay as they are."""
@@ -192,7 +202,7 @@ class OutlinePass:
 
     def _groups(self, graph: fx.Graph) -> Iterator[tuple[str, list[list[_Piece]], list[Skip]]]:
         memory = Memory(graph)
-        for stack in find_stacks(graph):
+        for stack in find_stacks(graph, memory):
             refused: list[Skip] = []
             groups: dict[tuple[Any, ...], list[_Piece]] = {}
             for block in stack.blocks:

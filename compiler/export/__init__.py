@@ -12,6 +12,7 @@ from torch import nn
 
 from ...kernels.errors import EngineError, ExportError, OptionError
 from ...kernels.predictors import PREDICTORS, predictor_name
+from ...passes import PadePass
 from ..options import Options, parse_options
 from . import aoti_package, onnx_file
 from .capture import Captured, capture
@@ -49,14 +50,14 @@ def export(
     target = Path(path)
     form = _format(target, ExportError)
     parsed = parse_options(options)
-    if parsed.lowering != Options.lowering:
+    if parsed.lowering != Options().lowering:
         raise OptionError(
             f"lowering {parsed.lowering!r} is for torch.compile; an engine is compiled by what its "
             "format stands for"
         )
     _check_predictor(parsed)
     captured = capture(
-        model, args, kwargs or {}, parsed, form.LEFT_OUT, free=free_sizes, plain=form.PLAIN
+        model, args, kwargs or {}, parsed, form.CANNOT, free=free_sizes, plain=form.PLAIN
     )
     program = exported_program(captured)
     manifest = manifest_of(model, captured, program, parsed, form.versions())
@@ -83,7 +84,7 @@ def export(
 
 def _check_predictor(options: Options) -> None:
     """Raise ExportError for a predictor that an engine could not have without a user's code."""
-    pade = options.pade_options
+    pade = options.of(PadePass)
     if pade is not None and not isinstance(pade.predictor, str):
         raise ExportError(
             f"the predictor {predictor_name(pade.predictor)} is an object: an engine calls its "

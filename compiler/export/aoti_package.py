@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.errors import EngineError, ExportError, first_line
+from ...passes import Feature
 from .manifest import Manifest
 from .program import machine
 from .seal import DIGEST, check_seal, seal
@@ -22,8 +23,8 @@ MANIFEST = "accel_manifest.json"
 # The package is a zip archive, which may end in a comment.
 SEAL = b"accel.sha256="
 PLAIN = False  # accel's operators stay, and loading needs accel
-LEFT_OUT = {
-    "outline": "AOTInductor (torch 2.13) has no code for calls of shared subgraphs",
+CANNOT = {
+    Feature.SHARED_SUBGRAPHS: "AOTInductor (torch 2.13) has no code for calls of shared subgraphs",
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from ...kernels.errors import EngineError, ExportError, first_line
 from ...kernels.exports import EXPORT_BODIES
-from ...passes import PassResult
+from ...passes import Constants, Feature, PassResult
 from ...passes.base import Program
 from ...passes.graph.nodes import (
     copy_module,
@@ -132,15 +131,16 @@ def capture(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     options: Options,
-    left_out: Mapping[str, str],
+    cannot: Mapping[Feature, str],
     free: bool = True,
     plain: bool = True,
 ) -> Captured:
-    """Capture `model(*args, **kwargs)` and apply the passes but for those `left_out` (with why).
+    """Capture `model(*args, **kwargs)` and apply the passes.
 
-    plain: whether accel's own operators have to go. free: every size of an input that the model
-    leaves free stays free, but for sizes of 1; else all are fixed. The model runs once. Raises
-    ExportError if it can't be captured as one graph.
+    cannot: features that the format can't hold, and why. plain: whether accel's own operators have
+    to go. free: every size of an input that the model leaves free stays free, but for sizes of 1;
+    else all are fixed. The model runs once. Raises ExportError if it can't be captured as one
+    graph.
     """
     name = type(model).__name__
     signature = signature_of(model)
@@ -155,7 +155,7 @@ def capture(
         leaves = [each for each in flatten(arguments) if isinstance(each[1], Tensor)]
         still = {(path, dim) for path, leaf in leaves for dim in range(leaf.dim())}
     while True:
-        traced = _trace(model, arguments, options, left_out, still, plain)
+        traced = _trace(model, arguments, options, cannot, still, plain)
         captured, fixed = _captured(model, *traced)
         if not fixed:
             return captured
@@ -166,7 +166,7 @@ def _trace(
     model: nn.Module,
     arguments: Mapping[str, Any],
     options: Options,
-    left_out: Mapping[str, str],
+    cannot: Mapping[Feature, str],
     still: Collection[tuple[Path, int]],
     plain: bool,
 ) -> tuple[list[tuple[Path, Any]], Any, dict[str, Any]]:
@@ -188,14 +188,14 @@ def _trace(
         guards = (shapes.replace(each.expr) for each in shapes.guards)
         seen["guards"] = [guard for guard in guards if guard.free_symbols]
         seen["ranges"] = {str(s): limits for s, limits in shapes.var_to_range.items()}
-        seen["program"], seen["results"] = rewrite(_one_node_a_size(module), options, left_out)
+        seen["program"], seen["results"] = rewrite(_one_node_a_size(module), options, cannot)
         if plain:
             _put_export_bodies(seen["program"].module)
         seen["selective"] = any(r.name == "omnisparse" and r.matched for r in seen["results"])
         expected = module
         if seen["selective"]:  # which changes every step
-            alone = dataclasses.replace(options, pade=False, outline=False)
-            expected = rewrite(module, alone, left_out)[0].module
+            alone = options.without("pade", "outline")
+            expected = rewrite(module, alone, cannot)[0].module
 
         def call(*inputs: Any) -> Any:
             seen["inputs"], seen["outputs"] = inputs, expected.forward(*inputs)
@@ -259,17 +259,21 @@ def _captured(
                 f"the model reads the number {value} ({node.name}) from its inputs; pass it as a "
                 "tensor"
             )
-    state = placeholders[len(seen["inputs"]) :]
-    if program.tables is not None:
-        folded = program.tables.computed(seen["inputs"])
-        for node, table in zip(state, folded, strict=False):
-            name = node.name
-            while name in tensors:
-                name += "_"  # the model has one of that name
-            tensors[name] = table
-            arguments.append(name)
-        state = state[len(folded) :]
-    arguments += range(len(used), len(used) + len(state))
+    state: list[fx.Node] = []
+    rest = iter(placeholders[len(seen["inputs"]) :])
+    for added in program.added:
+        nodes = [next(rest) for _ in added.inputs]
+        if isinstance(added, Constants):
+            for node, tensor in zip(nodes, added.computed(seen["inputs"]), strict=True):
+                name = node.name
+                while name in tensors:
+                    name += "_"  # the model has one of that name
+                tensors[name] = tensor
+                arguments.append(name)
+        else:
+            begin = len(used) + len(state)
+            arguments += range(begin, begin + len(nodes))
+            state += nodes
     conditions, fixed = _conditions(seen["guards"], symbols)
     # Torch takes a free size for 2 or more.
     conditions += tuple(f"{name} >= {int(seen['ranges'][name].lower)}" for name in symbols)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ...kernels.errors import EngineError
 from ...kernels.predictors import resolve
+from ...passes import PadePass
+from ...passes.pade import StackState, StreamState
 from ...passes.pade.clock import Clock
-from ...passes.pade.rewrite import StackState, StreamState
 from ..runtime import PadeGraph
 from ..sizes import evaluate
 from .manifest import Manifest, TensorSpec, dtype_of, name_of
@@ -211,29 +212,32 @@ class Engine:
 
 def _stateful(manifest: Manifest, runner: Runner) -> PadeGraph:
     spec = manifest.state
-    pade = manifest.parsed_options().pade_options
+    pade = manifest.parsed_options().of(PadePass)
     if spec is None or pade is None:
         raise EngineError("the manifest has a state but its options turn the Padé pass off")
-    predictor = resolve(pade.predictor)
     device = torch.device(manifest.machine.get("device", "cpu"))
+    given = {each.name: each.shape for each in spec.inputs}
     state = StackState(
         streams=tuple(
-            StreamState(stream.shape, dtype_of(stream.dtype), device, stream.moments)
-            for stream in spec.streams
+            StreamState(
+                stream.shape, dtype_of(stream.dtype), device, stream.moments,
+                given.get(f"accel_coefficients_{index}"),
+            )
+            for index, stream in enumerate(spec.streams)
         ),
         batch=spec.batch,
-        predictor=predictor,
+        predictor=resolve(pade.predictor),
         clock=Clock(spec.times, spec.latents, spec.conditions),
         blocks=spec.blocks,
-    )
-    given = {each.name.rstrip("_0123456789") for each in spec.inputs}
-    per_stream = state.tensors_per_stream + ("accel_coefficients" in given)
-    wanted = 1 + per_stream * len(state.streams), state.outputs_per_stream * len(state.streams)
-    if (len(spec.inputs), len(spec.outputs)) != wanted:
-        raise EngineError(
-            f"the manifest has {len(spec.inputs)} inputs and {len(spec.outputs)} outputs of state; "
-            f"predictor {pade.predictor!r} needs {wanted[0]} and {wanted[1]}"
-        )
+    )  # fmt: skip
+    for what, specs, slots in (
+        ("inputs", spec.inputs, state.inputs), ("outputs", spec.outputs, state.outputs)
+    ):  # fmt: skip
+        if len(specs) != len(slots):
+            raise EngineError(
+                f"the manifest has {len(specs)} {what} of state; predictor {pade.predictor!r} "
+                f"needs {len(slots)}"
+            )
     symbols = {name: (where[0], where[1]) for name, where in manifest.symbols.items()}
     return PadeGraph(runner, symbols, len(manifest.outputs), state, pade, None)
 

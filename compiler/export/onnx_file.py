@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.errors import EngineError, ExportError, first_line
+from ...passes import Feature
 from ..extras import optional
 from .manifest import Manifest
 from .seal import check_seal, seal
@@ -25,8 +26,8 @@ MANIFEST = "accel.manifest"
 # protobuf message may stand in any order, and a repeated one may be continued at the end.
 SEAL = b"\x72\x50\x0a\x0caccel.sha256\x12\x40"
 PLAIN = True  # without accel's operators
-LEFT_OUT = {
-    "outline": "torch.onnx.export writes a shared subgraph out at every call",
+CANNOT = {
+    Feature.SHARED_SUBGRAPHS: "torch.onnx.export writes a shared subgraph out at every call",
 }
 LARGEST = 2**31 - 2**20  # bytes that fit in one protobuf file, with room for what is no weight
 

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...kernels.errors import ExportError, first_line
-from ...kernels.predictors import predictor_name
 from ...passes import PassResult
 from ...passes.graph.nodes import results_of, value_of
-from ...passes.pade.rewrite import StackState
-from ..options import Options, PadeOptions
+from ...passes.pade import StackState
+from ..options import Options
 from ..sizes import Size, size_of
 from .capture import Captured, signature_of
 from .manifest import (
@@ -92,7 +91,7 @@ def manifest_of(
         result_constants=_constants(captured.result_constants),
         state=None if state is None else _state(captured, state, inputs[count:]),
         passes=tuple(map(_record, captured.results)),
-        options=_plain_options(options),
+        options=options.plain(),
         weights_sha256=_weights_hash(model),
         versions={"torch": torch.__version__, "accel": _version(), **versions},
         machine=machine(captured.examples[0].device),
@@ -160,12 +159,9 @@ def _state(captured: Captured, state: StackState, inputs: tuple[TensorSpec, ...]
     placeholders = list(module.graph.find_nodes(op="placeholder"))
     position = {node: index for index, node in enumerate(captured.nodes)}
     ours = {index: position[node] for index, node in enumerate(placeholders) if node in position}
-    results = results_of(module.graph)
-    kinds = ["moments", "residual_now", "stack_input"][: state.outputs_per_stream]
-    names = [f"accel_{kind}_{stream}" for stream in range(len(state.streams)) for kind in kinds]
+    results = results_of(module.graph)[captured.program.outputs :]
     outputs = tuple(
-        _spec(name, (), node)
-        for name, node in zip(names, results[captured.program.outputs :], strict=True)
+        _spec(slot.name, (), node) for slot, node in zip(state.outputs, results, strict=True)
     )
 
     def sizes(shape: tuple[Any, ...]) -> tuple[Size, ...]:
@@ -207,19 +203,6 @@ def _constants(found: tuple[tuple[Path, Any], ...]) -> tuple[Constant, ...]:
             )
         constants.append(Constant(path, value))
     return tuple(constants)
-
-
-def _plain_options(options: Options) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(json.dumps(options, default=_fields))
-    return plain
-
-
-def _fields(options: Any) -> dict[str, Any]:
-    """The fields of a dataclass of options by name; a predictor by its own name."""
-    found = {each.name: getattr(options, each.name) for each in dataclasses.fields(options)}
-    if isinstance(options, PadeOptions):
-        found["predictor"] = predictor_name(options.predictor)
-    return found
 
 
 def _weights_hash(model: nn.Module) -> str:

@@ -15,7 +15,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,11 @@ from torch import Tensor, nn
 
 from ...kernels.errors import ExportError, OptionError
 from ...kernels.predictors import judged
-from ...passes.pade.rewrite import StackState
+from ...passes import PadePass
+from ...passes.pade import StackState, rules
+from ...passes.pade.rules import Carried, CarriedStream
 from ..extras import optional
-from ..options import Options, PadeOptions, parse_options
-from ..runtime import sample_times
+from ..options import Options, parse_options
 from . import onnx_file
 from .capture import Captured, capture
 from .manifest import Manifest, dtype_of
@@ -59,15 +60,6 @@ class StateTensor:
         return torch.zeros(self.shape, dtype=self.dtype)
 
 
-@dataclass(frozen=True)
-class Stream:
-    """What a run remembers of one stream: see `passes.pade.StackState`."""
-
-    moments: Tensor
-    residuals: tuple[Tensor, ...]
-    inputs: tuple[Tensor, ...]
-
-
 class SequenceStep(nn.Module):
     """One step of a sampling run, the decision included.
 
@@ -77,7 +69,7 @@ class SequenceStep(nn.Module):
     of the history beyond the known ones repeat the oldest.
     """
 
-    def __init__(self, captured: Captured, pade: PadeOptions, steps: int) -> None:
+    def __init__(self, captured: Captured, pade: PadePass, steps: int) -> None:
         super().__init__()
         stack: StackState = captured.program.state
         self.step = captured.step
@@ -114,70 +106,51 @@ class SequenceStep(nn.Module):
         return [StateTensor(f"accel_{name}", shape, dtype) for name, shape, dtype in found]
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """See the class. The same rules as `compiler.runtime.PadeGraph`, on tensors."""
-        predictor = self.stack.predictor
-        inputs = tensors[: self.inputs]
-        step, last, known, trusted, times, *rest = tensors[self.inputs :]
-        width = 1 + self.stack.tensors_per_stream
-        streams = [
-            Stream(each[0], tuple(each[1 : 1 + predictor.history]),
-                   tuple(each[1 + predictor.history :]))
-            for each in (rest[i : i + width] for i in range(0, len(rest), width))
-        ]  # fmt: skip
-
-        compute = self._decision(step, last, known, trusted)
-        now = sample_times([inputs[index] for index in self.times], self.batch)
-        first = known == 0
-        times = torch.where(first, now, times)
+        """See the class. The rules are `passes.pade.rules`, on tensors."""
+        inputs, carried = tensors[: self.inputs], self._carried(tensors[self.inputs :])
+        compute = rules.decide(carried, self._planned(carried))
+        assert isinstance(compute, Tensor)
+        compute = compute[0]
+        now = rules.sample_times([inputs[index] for index in self.times], self.batch)
+        step: Any = carried.step
         remaining = (1 - step[0].double() / self.steps).clamp(min=0)
-        arguments: list[Tensor] = []
-        for stream in streams:
-            coefficients = predictor.coefficients(
-                torch.cat([now[None], times]), remaining, stream.moments.double()
-            )
-            if coefficients is not None:
-                arguments.append(coefficients.float())
-            arguments += [*stream.residuals, *stream.inputs]
-        results = self.step(*inputs, compute, *arguments)
+        streams = rules.arguments(self.stack.predictor, carried, now, remaining)
+        results = self.step(*inputs, *self.stack.pack(compute, streams))
 
-        measured = results[self.outputs :: self.stack.outputs_per_stream]
-        finite, _, error = judged(measured)
-        # Two steps at the same time (Heun's) replace each other; moments then describe nothing.
-        same_time = (now == times[0]).all() & ~first
-        # A residual that is not finite never enters the history; the next step is computed.
-        # (In logic, as onnxruntime has no selection between truth values.)
-        stored = compute & finite
-        if predictor.keeps_predictions:
-            stored = stored | ~compute
-        older = torch.where(same_time, times[1:], times[:-1])
-        count = torch.where(same_time, known, (known + 1).clamp(max=predictor.history))
-        new_known = torch.where(stored, count, known)
-        # On a run's first step there was nothing to predict from: its error means nothing.
-        sound = finite & ((new_known[0] < 2) | (error <= self.max_error))
-        state: list[Tensor] = [
-            step + 1,
-            torch.where(compute, step + 1, last),
-            new_known,
-            (compute & sound)[None] | (trusted & ~compute),
-            torch.where(stored, torch.cat([now[None], older]), times),
-        ]
-        for index, stream in enumerate(streams):
-            begin = self.outputs + index * self.stack.outputs_per_stream
-            moments, newest, *stack_input = results[begin:][: self.stack.outputs_per_stream]
-            fitting = torch.where(same_time | ~finite, 0.0, moments)
-            state.append(torch.where(compute, fitting, stream.moments))
-            old = [torch.where(first, newest, residual) for residual in stream.residuals]
-            later = [torch.where(same_time, old[i + 1], old[i]) for i in range(len(old) - 1)]
-            pushed = zip([newest, *later], stream.residuals, strict=True)
-            state += [torch.where(stored, new, before) for new, before in pushed]
-            state += stack_input
+        made = self.stack.unpack(results[self.outputs :])
+        finite, _, error = judged([each.moments for each in made])
+        carried = rules.record(carried, self.stack.predictor, compute, finite, now, made)
+        sound = rules.trusted(carried.known, finite, error, self.max_error)
+        trusted = rules.choose(compute, sound, carried.trusted)
+        state = self._flat(replace(carried, trusted=trusted))
         return (*results[: self.outputs], compute[None], *state)
 
-    def _decision(self, step: Tensor, last: Tensor, known: Tensor, trusted: Tensor) -> Tensor:
-        """0-d bool: compute this step."""
+    def _carried(self, flat: Sequence[Tensor]) -> Carried:
+        step, last, known, trusted, times, *rest = flat
+        history, reads = self.stack.predictor.history, self.stack.predictor.reads_inputs
+        streams = []
+        for _ in self.stack.streams:
+            moments, *residuals = [rest.pop(0) for _ in range(1 + history)]
+            previous = rest.pop(0) if reads else None
+            streams.append(CarriedStream(moments, tuple(residuals), previous))
+        return Carried(step, last, known, trusted, times.unbind(0), tuple(streams))
+
+    def _flat(self, carried: Carried) -> list[Any]:
+        """In the order of `state`."""
+        flat = [carried.step, carried.last, carried.known, carried.trusted]
+        flat.append(torch.stack(carried.times))
+        for stream in carried.streams:
+            flat += [stream.moments, *stream.residuals]
+            flat += [] if stream.previous is None else [stream.previous]
+        return flat
+
+    def _planned(self, carried: Carried) -> Tensor:
+        """Whether the schedule computes the step; beyond the planned ones, always."""
+        step: Any = carried.step
+        last: Any = carried.last
         top = self.steps - 1
-        planned = self.table[step.clamp(max=top), (last - 1).clamp(min=0, max=top)]
-        return (planned | (step >= self.steps) | (known == 0) | ~trusted)[0]
+        planned: Tensor = self.table[step.clamp(max=top), (last - 1).clamp(min=0, max=top)]
+        return planned | (step >= self.steps)
 
 
 def export_repository(
@@ -200,8 +173,8 @@ def export_repository(
     OptionError for options that a server can't carry out; then nothing is written.
     """
     parsed = parse_options(options)
-    pade = parsed.pade_options
-    if pade is None or pade.stability_gate is not None or parsed.lowering != Options.lowering:
+    pade = parsed.of(PadePass)
+    if pade is None or pade.stability_gate is not None or parsed.lowering != Options().lowering:
         raise OptionError(
             "a server needs the Padé pass, without a gate and with the default lowering; export "
             "a model without it with accel.export"
@@ -216,7 +189,7 @@ def export_repository(
     target = Path(path) / name
     if target.exists():
         raise ExportError(f"{target} is there already; name another directory or remove it")
-    captured = capture(model, args, kwargs or {}, parsed, onnx_file.LEFT_OUT, free=False)
+    captured = capture(model, args, kwargs or {}, parsed, onnx_file.CANNOT, free=False)
     device = captured.examples[0].device
     if device.type != "cpu":
         raise ExportError(

@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache, StaticLayer
 from ...kernels.errors import OptionError, first_line
 from ...passes import Program, verify
 from ...passes.base import PassResult
-from ...passes.graph.emit import add_input
+from ...passes.graph.emit import Slot, add_input
 from ...passes.graph.nodes import results_of, value_of
 from ...passes.zipar.rewrite import CacheState, ZipARPass
 from ..export.capture import UNREACHED, Step, sources_of
@@ -160,7 +160,8 @@ def _take_out_lists(module: fx.GraphModule, device: torch.device) -> dict[str, T
     found: dict[str, Tensor] = {}
 
     def take_out(values: Tensor) -> fx.Node:
-        node = add_input(module, f"listed_{len(found)}", values.shape, values.dtype, device)
+        slot = Slot(f"listed_{len(found)}", tuple(values.shape), values.dtype, device)
+        node = add_input(module, slot)
         found[node.name] = values.to(device)
         return node
 

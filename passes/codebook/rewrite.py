@@ -28,17 +28,17 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.nn.functional import embedding, linear
 
-from ...kernels.errors import VerificationError
+from ...kernels.errors import OptionError
 from ...kernels.recurrence import op as recurrence
-from ..base import PassResult, Program, Reason, Skip
+from ..base import Constants, Feature, Pass, PassResult, Program, Reason, Skip
 from ..blocks import where_of
-from ..graph.emit import add_input, emit
+from ..graph.emit import Slot, add_input, emit
 from ..graph.facts import facts_of, flops, remove_dead_code
 from ..graph.nodes import ancestors, call_name, copy_module, hint, storage_of, value_of
 from .contraction import Generated, contract, generated
@@ -46,44 +46,30 @@ from .lookups import Rows, analysed
 from .rows import select_early
 from .tables import TableModule, Work
 
-__all__ = ["CodebookPass", "Tables"]
+__all__ = ["CodebookPass"]
 
 
 @dataclass(frozen=True)
-class Tables:
-    """What computes the tables.
+class CodebookPass(Pass):
+    """See the module. table_bytes: that all tables together may take, and what is made on the way
+    to one of them."""
 
-    module: from tensors of the model to the tables. inputs: which of the program's inputs those
-    tensors are. like: the tables' shapes, types and devices. The tables are the program's inputs
-    after its own.
-    """
+    name: ClassVar[str] = "codebook"
+    summary: ClassVar[str] = (
+        "what depends on an id alone becomes a table: candidates' vectors, the nearest codes and "
+        "what they are decoded to, gates of recurrences"
+    )
+    applies: ClassVar[str] = (
+        "when asked for: inference graphs that compute on what they look up in the model's tensors"
+    )
+    keeps: ClassVar[str] = "tables, computed again when a weight changes"
+    features: ClassVar[frozenset[Feature]] = frozenset({Feature.CONSTANTS, Feature.SHORT_CALLS})
 
-    module: nn.Module
-    inputs: tuple[int, ...]
-    like: tuple[tuple[tuple[int, ...], torch.dtype, torch.device], ...]
+    table_bytes: int = 2**28
 
-    @torch.no_grad()
-    def computed(self, inputs: Sequence[Any]) -> tuple[Tensor, ...]:
-        """The tables, given the program's own inputs."""
-        read = [inputs[index] for index in self.inputs]
-        tables = tuple(each.contiguous() for each in self.module(*read))
-        found = tuple((tuple(each.shape), each.dtype, each.device) for each in tables)
-        if found != self.like:
-            raise VerificationError(
-                f"tables of {self.like} became {found}. This is a bug in accel; turning the pass "
-                "off (options={'codebook': False}) avoids it"
-            )
-        return tables
-
-
-class CodebookPass:
-    """See the module. most: bytes that all tables together may take, and what is made on the way to
-    one of them."""
-
-    name = "codebook"
-
-    def __init__(self, most: int = 2**28) -> None:
-        self.most = most
+    def __post_init__(self) -> None:
+        if self.table_bytes < 1:
+            raise OptionError(f"table_bytes is {self.table_bytes}; it has to be above 0")
 
     def run(self, program: Program) -> tuple[Program, PassResult]:
         """Fold all that can be folded within the bytes allowed."""
@@ -118,10 +104,10 @@ class CodebookPass:
         kept, skipped, total = [], [], 0
         for each, size in zip(wanted, sizes, strict=True):
             work = Work.of(each.weight if isinstance(each, Generated) else each, rows).least
-            if total + size > self.most:
-                detail = f"a table of {size} bytes is more than is left of {self.most}"
-            elif work > self.most:
-                detail = f"computing a row of it takes {work} bytes, more than {self.most}"
+            if total + size > self.table_bytes:
+                detail = f"a table of {size} bytes is more than is left of {self.table_bytes}"
+            elif work > self.table_bytes:
+                detail = f"computing a row of it takes {work} bytes, more than {self.table_bytes}"
             else:
                 total += size
                 kept.append(each)
@@ -136,7 +122,7 @@ class CodebookPass:
             *(f"{where_of(node)}: {rows[node].count} rows" for node in lookups),
             *(f"{where_of(node)}: no matrix for each vector" for node in mixed),
         )
-        tables, whole = _fold(module, lookups, mixed, rows, self.most)
+        tables, whole = _fold(module, lookups, mixed, rows, self.table_bytes)
         remove_dead_code(module.graph)
         module.recompile()
         after = _work(module.graph)
@@ -151,7 +137,8 @@ class CodebookPass:
             "generated matrices": f"{len(mixed)} of {len(products)} not made",
         }
         result = PassResult(self.name, matched, tuple(skipped), details)
-        return dataclasses.replace(program, module=module, tables=tables), result
+        added = (*program.added, tables)
+        return dataclasses.replace(program, module=module, added=added), result
 
 
 def _effect(program: Program) -> str:
@@ -226,7 +213,7 @@ def _fold(
     own: list[fx.Node],
     rows: dict[fx.Node, Rows],
     most: int,
-) -> tuple[Tables, int]:
+) -> tuple[Constants, int]:
     """Put lookups in new inputs in the place of nodes; what computes these inputs, and how many
     products with a whole table there are now. own: nodes that new inputs take the place of, as they
     depend on the model alone. most: bytes for the work on a table."""
@@ -236,11 +223,11 @@ def _fold(
     read = set[fx.Node]().union(*(each.sources for each in work))
     sources = [node for node in given if node in read]
     tables = TableModule(each.module(module, sources, most) for each in work)
-    products, examples = 0, []
+    products, slots = 0, []
     for number, node in enumerate(kept):
         found = rows[node]
-        table = _add_table(module, number, node, (found.count, *found.tail(node)))
-        examples.append(value_of(table))
+        slots.append(_slot(number, node, (found.count, *found.tail(node))))
+        table = _add_table(module, slots[-1])
         done = _multiply_at_once(node, table, found)
         products += done
         if done:
@@ -252,18 +239,21 @@ def _fold(
             if each.ids is node:  # a lookup by what is now looked up itself
                 rows[other] = dataclasses.replace(each, ids=looked_up)
     for number, node in enumerate(own, len(kept)):
-        table = _add_table(module, number, node, value_of(node).shape)
-        examples.append(value_of(table))
+        slots.append(_slot(number, node, value_of(node).shape))
+        table = _add_table(module, slots[-1])
         node.replace_all_uses_with(table)
         graph.erase_node(node)
-    inputs = tuple(given.index(node) for node in sources)
-    like = tuple((tuple(each.shape), each.dtype, each.device) for each in examples)
-    return Tables(tables, inputs, like), products
+    places = tuple(given.index(node) for node in sources)
+    return Constants(tables, places, tuple(slots)), products
 
 
-def _add_table(module: fx.GraphModule, number: int, like: fx.Node, shape: Sequence[int]) -> fx.Node:
+def _slot(number: int, like: fx.Node, shape: Sequence[int]) -> Slot:
     value = value_of(like)
-    table = add_input(module, f"table_{number}", shape, value.dtype, value.device)
+    return Slot(f"table_{number}", tuple(shape), value.dtype, value.device)
+
+
+def _add_table(module: fx.GraphModule, slot: Slot) -> fx.Node:
+    table = add_input(module, slot)
     table.meta["accel_model_state"] = True
     return table
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from .nodes import fake_mode, value_of
 
-__all__ = ["add_input", "emit", "inline"]
+__all__ = ["Slot", "add_input", "emit", "inline"]
 
 # Where a node comes from, which a node that takes another's place inherits.
 _ORIGIN = ("nn_module_stack", "stack_trace", "source_fn_stack")
@@ -34,17 +35,24 @@ def emit(graph: fx.Graph, function: Any, *args: Any, like: fx.Node | None = None
     return node
 
 
-def add_input(
-    module: fx.GraphModule, name: str, shape: Sequence[Any], dtype: torch.dtype,
-    device: torch.device,
-) -> fx.Node:  # fmt: skip
+@dataclass(frozen=True)
+class Slot:
+    """A tensor that a pass adds to a graph's inputs or results; a size may be symbolic."""
+
+    name: str
+    shape: tuple[Any, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
+def add_input(module: fx.GraphModule, slot: Slot) -> fx.Node:
     """A new last input, in plain layout."""
     graph = module.graph
     last = graph.find_nodes(op="placeholder")[-1]
     with graph.inserting_after(last):
-        node = graph.placeholder(name)
+        node = graph.placeholder(slot.name)
     with fake_mode(graph):
-        node.meta["example_value"] = torch.empty(tuple(shape), dtype=dtype, device=device)
+        node.meta["example_value"] = torch.empty(slot.shape, dtype=slot.dtype, device=slot.device)
     return node
 
 

@@ -57,17 +57,23 @@ class Facts:
         return not (self.writes or self.draws or self.acts)
 
 
+_NOTHING = Facts()
 _CACHE: dict[Any, Facts] = {}
+Subgraphs = dict[fx.GraphModule, "_Summary"]
 
 
-def facts_of(node: fx.Node) -> Facts:
-    """The facts of a node; of a call the first time by running it on fake values."""
+def facts_of(node: fx.Node, subgraphs: Subgraphs | None = None) -> Facts:
+    """The facts of a node; of a call the first time by running it on fake values.
+
+    subgraphs: what is known of those that the graph calls, which is added to. They must not change
+    as long as it is used.
+    """
     if node.op in ("placeholder", "get_attr", "output"):
-        return Facts()
+        return _NOTHING
     if node.op not in ("call_function", "call_method"):
         return Facts(acts=f"it calls {node.target}, which is no function")
     if isinstance(node.target, HigherOrderOperator):
-        return _of_subgraphs(node)
+        return _of_subgraphs(node, {} if subgraphs is None else subgraphs)
     key = _key_of(node)
     found = _CACHE.get(key) if key is not None else None
     if found is None:
@@ -110,17 +116,21 @@ class Memory:
     made; to ask for a node added since then is a KeyError.
     """
 
-    def __init__(self, graph: fx.Graph) -> None:
+    def __init__(self, graph: fx.Graph, subgraphs: Subgraphs | None = None) -> None:
         self.graph = graph
+        self.subgraphs: Subgraphs = {} if subgraphs is None else subgraphs
+        self._facts: dict[fx.Node, Facts] = {}
         self._parent: dict[int, int] = {}
         self._own: dict[fx.Node, tuple[int, ...]] = {}
         written: dict[fx.Node, tuple[int, ...]] = {}
         for node in graph.nodes:
             found = self._numbers_of(node)
             self._own[node] = found
+            facts = self._facts[node] = facts_of(node, self.subgraphs)
             if node.op not in ("call_function", "call_method"):
                 continue
-            facts = facts_of(node)
+            if not (found or facts.acts or facts.writes):
+                continue
             operands = list(map(self._number, _leaves(node)))
             # Where a call was not understood, its result may share memory with all it was given.
             pairs: Iterable[tuple[int, int]] = facts.shares
@@ -136,6 +146,10 @@ class Memory:
         self._written = {
             node: frozenset(map(self._root, numbers)) for node, numbers in written.items()
         }
+
+    def facts_of(self, node: fx.Node) -> Facts:
+        """The facts of a node, as it was when this was made."""
+        return self._facts[node]
 
     def of(self, node: fx.Node) -> frozenset[int]:
         """The memory of a node's value."""
@@ -266,41 +280,51 @@ class _UnkeyedError(Exception):
 def _key_of(node: fx.Node) -> Any:
     """Equal for two calls that do the same; None where that can't be told."""
     try:
-        return (node.op, node.target, _key((node.args, node.kwargs)), _key(value_of(node)))
+        return (node.op, node.target, _key(node.args), _key(node.kwargs), _key(node))
     except _UnkeyedError:
         return None
 
 
-_PLAIN = (str, bytes, type(None), type(...), torch.dtype, torch.device, torch.layout,
-          torch.memory_format, complex)  # fmt: skip
-
-
 def _key(value: Any) -> Any:
-    if isinstance(value, fx.Node):
-        return _key(_value(value))
-    if isinstance(value, (bool, int, float)):
-        return type(value), value
-    if isinstance(value, _PLAIN):
+    kind = type(value)
+    if kind is fx.Node:
+        known = value.meta.get("accel_key")
+        held = _value(value)
+        if known is None or known[0] is not held:
+            known = value.meta["accel_key"] = held, _key(held)
+        return known[1]
+    if kind in _NUMBERS:
+        return kind, value  # True and 1 are equal, but not the same
+    if kind in _PLAIN:
         return value
+    if kind is tuple or kind is list or kind is torch.Size:
+        return kind, tuple(map(_key, value))
+    if kind is dict:
+        return tuple((name, _key(item)) for name, item in value.items())
     if isinstance(value, Tensor):
-        if type(value) not in _SIMPLE or value.layout is not torch.strided:
+        if kind not in _SIMPLE or value.layout is not torch.strided:
             raise _UnkeyedError
         return (_sizes(value.shape), _sizes(value.stride()), value.dtype, value.device,
                 value.is_conj(), value.is_neg())  # fmt: skip
     if isinstance(value, (tuple, list)):
-        return type(value), tuple(map(_key, value))
+        return kind, tuple(map(_key, value))
     if isinstance(value, dict):
-        return tuple((name, _key(item)) for name, item in value.items())
-    if isinstance(value, slice):
+        return kind, tuple((name, _key(item)) for name, item in value.items())
+    if kind is slice:
         return slice, _key(value.start), _key(value.stop), _key(value.step)
-    if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
-        known = value.node.hint if value.node.has_hint() else None
-        return type(value), str(value), known
+    if kind in (torch.SymInt, torch.SymFloat, torch.SymBool):
+        return kind, str(value), value.node.hint if value.node.has_hint() else None
     raise _UnkeyedError
 
 
+_NUMBERS = frozenset({bool, int, float, complex})
+_PLAIN = frozenset({str, bytes, type(None), type(...), torch.dtype, torch.device, torch.layout,
+                    torch.memory_format})  # fmt: skip
+
+
 def _sizes(sizes: Iterable[Any]) -> tuple[Any, ...]:
-    return tuple(each if type(each) is int else _key(each) for each in sizes)
+    found = tuple(sizes)
+    return tuple(map(_key, found)) if any(type(each) is not int for each in found) else found
 
 
 def _simple_types() -> tuple[type, ...]:
@@ -330,8 +354,10 @@ class _Watch(TorchDispatchMode):
             self.acts = self.acts or f"it calls {func}"
             return func(*args, **kwargs)
         # One that stands for others says little: what counts is what it is made of.
-        if func.namespace != "prim" and torch._C._dispatch_has_kernel_for_dispatch_key(
-            func.name(), torch._C.DispatchKey.CompositeImplicitAutograd
+        name = func.name()
+        known = torch._C._dispatch_has_kernel(name)  # not those of TorchScript, such as prim::device
+        if known and torch._C._dispatch_has_kernel_for_dispatch_key(
+            name, torch._C.DispatchKey.CompositeImplicitAutograd
         ):
             with self:
                 made = func.decompose(*args, **kwargs)
@@ -493,42 +519,60 @@ def _restore(before: tuple[Any, ...]) -> str:
 # Calls of subgraphs
 
 
-def _of_subgraphs(node: fx.Node) -> Facts:
+@dataclass(frozen=True)
+class _Summary:
+    """Of a subgraph: whether it writes to what it is given, whether its results may share memory
+    with that, and its facts otherwise."""
+
+    writes: bool
+    shares: bool
+    draws: bool
+    acts: str
+    flops: int
+
+
+def _summary(graph: fx.Graph, subgraphs: Subgraphs) -> _Summary:
+    memory = Memory(graph, subgraphs)
+    given = frozenset(
+        number for each in graph.nodes if each.op in ("placeholder", "get_attr")
+        for number in memory.of(each)
+    )  # fmt: skip
+    facts = [memory.facts_of(each) for each in graph.nodes]
+    return _Summary(
+        writes=any(memory.written_by(each) & given for each in memory.writers),
+        shares=any(memory.of(each) & given for each in graph.output_node().all_input_nodes),
+        draws=any(each.draws for each in facts),
+        acts=next((each.acts for each in facts if each.acts), ""),
+        flops=sum(each.flops for each in facts),
+    )
+
+
+def _of_subgraphs(node: fx.Node, subgraphs: Subgraphs) -> Facts:
     """Of a higher-order operator: what its subgraphs do. It writes all that it reads where any of
     them writes to what it was given."""
     owner: Any = node.graph.owning_module
     named = [each for each in node.all_input_nodes if each.op == "get_attr"]
     children = [getattr(owner, str(each.target), None) for each in named]
-    graphs = [child.graph for child in children if isinstance(child, fx.GraphModule)]
-    if not graphs:
+    modules = [child for child in children if isinstance(child, fx.GraphModule)]
+    if not modules:
         return Facts(acts=f"{node.target} is no call of subgraphs")
+    for module in modules:
+        if module not in subgraphs:
+            subgraphs[module] = _summary(module.graph, subgraphs)
+    found = [subgraphs[module] for module in modules]
     operands, results = len(_leaves(node)), len(_tensors(value_of(node)))
-    writes, shares, draws, acts = False, False, False, ""
-    costs = []
-    for graph in graphs:
-        memory = Memory(graph)
-        given = frozenset(
-            number for each in graph.nodes if each.op in ("placeholder", "get_attr")
-            for number in memory.of(each)
-        )  # fmt: skip
-        for each in graph.nodes:
-            facts = facts_of(each)
-            draws = draws or facts.draws
-            acts = acts or facts.acts
-            writes = writes or bool(memory.written_by(each) & given)
-        shares = shares or any(memory.of(each) & given for each in
-                               graph.output_node().all_input_nodes)  # fmt: skip
-        costs.append(sum(facts_of(each).flops for each in graph.nodes))
-    branches = node.target is torch.ops.higher_order.cond
     own = 0
     if node.target in _FORMULAS:
         args, kwargs = _given(node)
         own = _FORMULAS[node.target](*args, **kwargs, out_val=value_of(node))
+    costs = [each.flops for each in found]
+    branches = node.target is torch.ops.higher_order.cond
+    shared = any(each.shares for each in found)
     return Facts(
-        writes=frozenset(range(operands)) if writes else frozenset(),
-        shares=tuple((i, j) for i in range(results) for j in range(operands)) if shares else (),
+        writes=frozenset(range(operands)) if any(each.writes for each in found) else frozenset(),
+        shares=tuple((i, j) for i in range(results) for j in range(operands)) if shared else (),
         results=results,
-        draws=draws,
-        acts=acts,
+        draws=any(each.draws for each in found),
+        acts=next((each.acts for each in found if each.acts), ""),
         flops=own + (max(costs) if branches else sum(costs)),
     )

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from .emit import emit
-from .facts import Memory, facts_of
+from .facts import Memory
 from .nodes import descendants, is_module_reference, storage_of, value_of
 
 __all__ = ["extract", "fix_floats", "gather", "live_ins", "live_outs", "operands_of",
@@ -70,7 +70,7 @@ class _Seen:
         self.draws = self.acts = False
 
     def add(self, node: fx.Node, memory: Memory) -> None:
-        facts = facts_of(node)
+        facts = memory.facts_of(node)
         self.read |= memory.read_by(node)
         self.written |= memory.written_by(node)
         self.draws = self.draws or facts.draws
@@ -78,7 +78,7 @@ class _Seen:
 
     def conflicts(self, node: fx.Node, memory: Memory) -> bool:
         """Whether it matters that `node` comes after these, not before."""
-        facts, writes = facts_of(node), memory.written_by(node)
+        facts, writes = memory.facts_of(node), memory.written_by(node)
         if not writes.isdisjoint(self.read | self.written):
             return True
         if not memory.read_by(node).isdisjoint(self.written):
@@ -99,7 +99,7 @@ def unsafe_effect(
     inside = set(region)
     given = {number for node in live_ins(region) for number in memory.of(node)}
     for node in region:
-        facts = facts_of(node)
+        facts = memory.facts_of(node)
         if facts.draws or facts.acts or memory.written_by(node) & given:
             return node
     return _reordered(region, graph, memory, inside)

@@ -10,7 +10,6 @@ from torch import Tensor, fx
 
 from ...kernels.errors import VerificationError
 from ..base import Program
-from .facts import facts_of
 from .nodes import call_name, fake_mode, graph_modules, is_data_dependent, results_of, value_of
 
 __all__ = ["effects_that_differ", "verify"]
@@ -130,7 +129,11 @@ def effects_that_differ(before: Program, after: Program) -> list[str]:
     kinds = (("draws", lambda facts: facts.draws), ("acts", lambda facts: bool(facts.acts)))
     for what, chosen in kinds:
         old, new = (
-            {node.name: node for node in each.module.graph.nodes if chosen(facts_of(node))}
+            {
+                node.name: node
+                for node in each.module.graph.nodes
+                if chosen(each.memory.facts_of(node))
+            }
             for each in (before, after)
         )
         found += [f"{_form(old[name])} {what} and is gone" for name in old

@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 import operator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx
 
+from ...kernels.errors import OptionError
 from ...kernels.omnisparse import DEVICES, Choice
-from ..base import PassResult, Program, Reason, Skip
+from ..base import Feature, Pass, PassResult, Program, Reason, Skip
 from ..graph.emit import emit
 from ..graph.facts import Memory
 from ..graph.nodes import copy_module, graph_modules, hint, value_of
@@ -33,12 +34,23 @@ LARGEST_SCORE = 16.0
 
 
 @dataclass(frozen=True)
-class OmniSparsePass:
-    """Replace attention calls of at least `minimum` keys."""
+class OmniSparsePass(Choice, Pass):
+    """Replace attention calls of at least `minimum` keys; the other options are a selection's."""
 
-    choice: Choice
+    name: ClassVar[str] = "omnisparse"
+    summary: ClassVar[str] = "attention looks only at the keys that matter"
+    applies: ClassVar[str] = (
+        "when asked for: attention of 1024 keys or more, causal or full, with or without padding, "
+        "training included"
+    )
+    features: ClassVar[frozenset[Feature]] = frozenset({Feature.OPERATORS})
+
     minimum: int = 1024
-    name: str = "omnisparse"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.minimum < 0:
+            raise OptionError(f"minimum is {self.minimum}; it can't be negative")
 
     def run(self, program: Program) -> tuple[Program, PassResult]:
         """See the module's docstring. A call that is left alone is named, with the reason."""
@@ -76,11 +88,11 @@ class OmniSparsePass:
                 skipped.append(Skip(Reason.NO_ATTENTION, "none that is known to the pass"))
             return program, PassResult(self.name, skipped=tuple(skipped))
         details = {
-            "calls": len(matched), "recall": self.choice.recall, "heads": self.choice.heads,
+            "calls": len(matched), "recall": self.recall, "heads": self.heads,
             "may be lazy": f"those in {', '.join(sorted(visual))}" if visual else "all queries",
         }  # fmt: skip
-        if self.choice.span is not None:
-            details["span"] = self.choice.span
+        if self.span is not None:
+            details["span"] = self.span
         result = PassResult(self.name, tuple(matched), tuple(skipped), details)
         return replace(program, module=module), result
 
@@ -167,7 +179,7 @@ class OmniSparsePass:
         """What takes the place of a call. valid, sees: as `_seen` makes them."""
         node = attention.node
         query, key, value = (arguments[name] for name in ("query", "key", "value"))
-        scale, choice = arguments["scale"], self.choice
+        scale = arguments["scale"]
         if scale is None:
             scale = 1 / math.sqrt(value_of(query).shape[-1])
         is_causal = arguments["is_causal"]
@@ -175,12 +187,12 @@ class OmniSparsePass:
             detached = [emit(graph, torch.Tensor.detach, each, like=node) for each in (query, key)]
             selection = emit(
                 graph, torch.ops.accel.omnisparse_select.default, *detached, valid, is_causal,
-                scale, *choice.selecting(), like=node,
+                scale, *self.selecting(), like=node,
             )  # fmt: skip
             chosen = [emit(graph, operator.getitem, selection, i, like=node) for i in (0, 1)]
             results = emit(
                 graph, torch.ops.accel.omnisparse_attend.default, query, key, value, *chosen, valid,
-                arguments["visual"], is_causal, scale, *choice.attending(),
+                arguments["visual"], is_causal, scale, *self.attending(),
                 like=node,
             )  # fmt: skip
             output = emit(graph, operator.getitem, results, 0, like=node)

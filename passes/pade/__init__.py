@@ -1,5 +1,6 @@
 """The Padé pass: a skip branch around the block stack of a diffusion transformer."""
 
-from .rewrite import PadePass, StackState, StreamState
+from .padepass import PadePass
+from .state import StackState, StreamState
 
 __all__ = ["PadePass", "StackState", "StreamState"]

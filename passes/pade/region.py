@@ -18,7 +18,7 @@ from torch import fx
 
 from ..base import Reason, Skip
 from ..blocks import Stack, find_stacks
-from ..graph.facts import Memory, flops, is_pure
+from ..graph.facts import Memory
 from ..graph.nodes import ancestors, descendants, is_data_dependent, value_of
 from ..graph.regions import live_ins, live_outs, unsafe_effect
 from .pairing import Stream, is_activation, partner_of
@@ -96,7 +96,7 @@ def _try_region(graph: fx.Graph, stacks: Sequence[Stack], memory: Memory) -> Reg
             and node.op not in ("placeholder", "output", "get_attr")
             and node.users
             and all(user in region for user in node.users)
-            and is_pure(node)
+            and memory.facts_of(node).pure
         )
         if sinks:
             region.add(node)
@@ -142,8 +142,9 @@ def _try_region(graph: fx.Graph, stacks: Sequence[Stack], memory: Memory) -> Reg
     return Region(tuple(stacks), nodes, tuple(streams))
 
 
-def _cost(stacks: Sequence[Stack]) -> int:
-    return sum(flops(node) for stack in stacks for block in stack.blocks for node in block.nodes)
+def _cost(stacks: Sequence[Stack], memory: Memory) -> int:
+    nodes = (node for stack in stacks for block in stack.blocks for node in block.nodes)
+    return sum(memory.facts_of(node).flops for node in nodes)
 
 
 def find_region(graph: fx.Graph, memory: Memory) -> tuple[Region | None, list[Skip]]:
@@ -151,7 +152,7 @@ def find_region(graph: fx.Graph, memory: Memory) -> tuple[Region | None, list[Sk
 
     memory: of the graph.
     """
-    stacks = find_stacks(graph)
+    stacks = find_stacks(graph, memory)
     if not stacks:
         detail = (
             "no two modules of one class under one parent (as in layers.0, layers.1) that do a "
@@ -159,14 +160,14 @@ def find_region(graph: fx.Graph, memory: Memory) -> tuple[Region | None, list[Sk
         )
         return None, [Skip(Reason.NO_BLOCKS, detail)]
     # Small stacks (embedders, refiners) may sink into the region, but need not bound it.
-    largest = max(_cost([stack]) for stack in stacks)
-    stacks = [stack for stack in stacks if _cost([stack]) >= SMALL * largest]
+    largest = max(_cost([stack], memory) for stack in stacks)
+    stacks = [stack for stack in stacks if _cost([stack], memory) >= SMALL * largest]
     runs = [
         stacks[start:stop]
         for start in range(len(stacks))
         for stop in range(start + 1, len(stacks) + 1)
     ]
-    runs.sort(key=_cost, reverse=True)
+    runs.sort(key=lambda run: _cost(run, memory), reverse=True)
     refused: list[Skip] = []
     for run in runs:
         found = _try_region(graph, run, memory)

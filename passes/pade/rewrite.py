@@ -12,10 +12,9 @@ inside one graph, the explicit state and the default predictor are ours.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -25,108 +24,36 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from ...kernels.predictors import MOMENTS, Predictor, moments
 from ...kernels.predictors.base import reduced_dims
-from ..base import PassResult, Program, Reason, Skip
+from ..base import Program
 from ..graph.emit import add_input, inline
 from ..graph.nodes import (
     copy_module,
     fake_mode,
-    hint,
     results_of,
     storage_of,
     submodule_name,
     value_of,
 )
 from ..graph.regions import extract, fix_floats, gather, operands_of, replace_by_call, settle
-from .clock import Clock, find_clock
-from .region import Region, find_region
+from .clock import Clock
+from .region import Region
+from .state import StackState, StreamInputs, StreamState
 
-__all__ = ["PadePass", "StackState", "StreamState"]
+__all__ = ["wrap_in_branch"]
 
 
-@dataclass(frozen=True)
-class StreamState:
-    """Shape (a size may be symbolic) and type of one predicted residual; shape of its moments."""
-
-    shape: tuple[Any, ...]
-    dtype: torch.dtype
-    device: torch.device
-    moments: tuple[Any, ...]
+def wrap_in_branch(
+    program: Program, region: Region, clock: Clock, predictor: Predictor
+) -> tuple[StackState, fx.GraphModule]:
+    """A module in which a region is one branch of a `cond`, and the state that this adds."""
+    return _Rewrite(predictor).of(program, region, clock)
 
 
 @dataclass(frozen=True)
-class StackState:
-    """The state that the pass adds to a graph.
-
-    Extra inputs, in this order:
-        compute    0-d bool on the CPU: run the blocks, or predict
-        for each stream: the predictor's `coefficients` for this step, float32 (where it has any),
-            `history` residuals, newest first, then (only if it reads inputs) the stack's input on
-            the previous step
-    Extra outputs:
-        for each stream: its moments, float32 (see `kernels.predictors.moments`; zeros where the
-            step was predicted), the residual, then (as above) the stack's input
-
-    batch: samples whose times differ; 1 where the streams lay their samples end to end.
-    """
-
-    streams: tuple[StreamState, ...]
-    batch: Any
+class _Rewrite:
     predictor: Predictor
-    clock: Clock
-    blocks: int
 
-    @property
-    def tensors_per_stream(self) -> int:
-        return self.predictor.history + self.predictor.reads_inputs
-
-    @property
-    def outputs_per_stream(self) -> int:
-        return 2 + self.predictor.reads_inputs
-
-    def bytes(self) -> int:
-        """Bytes of one run's state, with symbolic sizes at their hints."""
-        total = 0
-        for stream in self.streams:
-            total += math.prod(map(hint, stream.shape)) * stream.dtype.itemsize
-        return total * self.tensors_per_stream
-
-
-@dataclass(frozen=True)
-class PadePass:
-    """Wrap the block stack in `torch.cond(compute, blocks, predict)`."""
-
-    predictor: Predictor
-    name: str = "pade"
-
-    def run(self, program: Program) -> tuple[Program, PassResult]:
-        """See the module's docstring. Declines, with reasons, where no sound region exists."""
-        if program.training:
-            detail = "parameters or inputs need gradients; skipping steps is for inference"
-            return program, PassResult(self.name, skipped=(Skip(Reason.TRAINING, detail),))
-        region, refused = find_region(program.module.graph, program.memory)
-        if region is None:
-            return program, PassResult(self.name, skipped=tuple(refused))
-        clock = find_clock(program.module.graph, region)
-        if not clock.times:
-            detail = (
-                "no input feeds a sinusoidal embedding. A timestep given as a Python number is a "
-                "constant of the graph: pass a tensor"
-            )
-            skips = (*refused, Skip(Reason.NO_TIMESTEP, detail))
-            return program, PassResult(self.name, skipped=skips)
-        state, module = self._rewrite(program, region, clock)
-        stacks = ", ".join(f"{stack.parent} ({len(stack.blocks)})" for stack in region.stacks)
-        details = {
-            "blocks": region.blocks,
-            "streams": len(region.streams),
-            "nodes_skipped": len(region.nodes),
-            "state_bytes": state.bytes(),
-            "pairing": "additive" if all(s.additive for s in region.streams) else "same shape",
-        }
-        result = PassResult(self.name, (stacks,), tuple(refused), details)
-        return replace(program, module=module, state=state), result
-
-    def _rewrite(
+    def of(
         self, program: Program, region: Region, clock: Clock
     ) -> tuple[StackState, fx.GraphModule]:
         module, mapping = copy_module(program.module)
@@ -137,8 +64,11 @@ class PadePass:
         values = [value_of(node) for node in outputs]
         # Streams that lay their samples end to end have no batch dimension to tell apart.
         batch = values[0].shape[0] if len({str(value.shape[0]) for value in values}) == 1 else 1
-        compute = add_input(module, "accel_compute", (), torch.bool, torch.device("cpu"))
-        states = [self._add_state(module, i, v, batch) for i, v in enumerate(values)]
+        with fake_mode(graph):
+            streams = tuple(self._stream_state(value, batch) for value in values)
+        state = StackState(streams, batch, self.predictor, clock, region.blocks)
+        compute, *added = [add_input(module, slot) for slot in state.inputs]
+        states = state.by_stream(added)
 
         # The branch is entered before the first node that reads its results, and after all that
         # it reads: everything in between that is not in the region is moved out of the way.
@@ -165,9 +95,7 @@ class PadePass:
         settled = settle(graph, nodes, rearranged, given)
         partners = [settled.get(node, node) for node in partners]
         operands = [*partners, *(settled.get(node, node) for node in entering)]
-        for state in states:
-            operands += state.all()
-        operands = list(dict.fromkeys(operands))
+        operands = list(dict.fromkeys([*operands, *added]))
 
         streams = [_Stream(*each) for each in zip(outputs, partners, values, states, strict=True)]
         branches = (
@@ -177,34 +105,23 @@ class PadePass:
         results = self._insert_branch(module, nodes, compute, operands, branches, streams)
         self._return_state(graph, results, streams)
         module.recompile()
-        specification = tuple(
-            StreamState(tuple(v.shape), v.dtype, v.device, self._moments_shape(v)) for v in values
-        )
-        return StackState(specification, batch, self.predictor, clock, region.blocks), module
+        return state, module
 
     def _moments_shape(self, value: Tensor) -> tuple[Any, ...]:
         summed = reduced_dims(self.predictor.granularity, value.dim())
         kept = (1 if dim in summed else size for dim, size in enumerate(value.shape))
         return (MOMENTS, *kept)
 
-    def _add_state(self, module: fx.GraphModule, index: int, value: Tensor, batch: Any) -> _State:
-        """The placeholders of one stream's state."""
-
-        def add(name: str, like: Tensor) -> fx.Node:
-            return add_input(module, f"accel_{name}_{index}", like.shape, like.dtype, like.device)
-
-        predictor, device = self.predictor, value.device
-        with fake_mode(module.graph):
-            known = predictor.coefficients(
-                torch.zeros(predictor.history + 1, batch, device=device),
-                torch.ones((), device=device),
-                torch.zeros(self._moments_shape(value), device=device),
-            )
-        return _State(
-            coefficients=None if known is None else add("coefficients", known),
-            residuals=[add(f"residual_{age}", value) for age in range(predictor.history)],
-            previous=add("previous", value) if predictor.reads_inputs else None,
+    def _stream_state(self, value: Tensor, batch: Any) -> StreamState:
+        """What the state holds of one stream. To be called under the graph's fake mode."""
+        device, measured = value.device, self._moments_shape(value)
+        known = self.predictor.coefficients(
+            torch.zeros(self.predictor.history + 1, batch, device=device),
+            torch.ones((), device=device),
+            torch.zeros(measured, device=device),
         )
+        coefficients = None if known is None else tuple(known.shape)
+        return StreamState(tuple(value.shape), value.dtype, device, measured, coefficients)
 
     def _forecast(
         self, graph: fx.Graph, mapping: dict[fx.Node, fx.Node], stream: _Stream
@@ -307,26 +224,13 @@ def _by_kind(streams: Sequence[Sequence[fx.Node]]) -> list[fx.Node]:
 
 
 @dataclass(frozen=True)
-class _State:
-    """The placeholders of one stream's state."""
-
-    coefficients: fx.Node | None
-    residuals: list[fx.Node]
-    previous: fx.Node | None
-
-    def all(self) -> list[fx.Node]:
-        optional = [self.coefficients, *self.residuals, self.previous]
-        return [node for node in optional if node is not None]
-
-
-@dataclass(frozen=True)
 class _Stream:
     """What a rewrite needs of one stream: nodes of the new graph, and the output's fake value."""
 
     output: fx.Node
     partner: fx.Node
     value: Tensor
-    state: _State
+    state: StreamInputs
 
 
 def _blank(value: Tensor) -> Tensor:

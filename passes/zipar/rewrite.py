@@ -18,14 +18,16 @@ a picture. Tokens, positions and mask are inputs already; `raster.py` says what 
 from __future__ import annotations
 
 import dataclasses
+import math
 import operator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, fx
 
-from ..base import PassResult, Program, Reason, Skip
-from ..graph.emit import add_input, emit
+from ..base import Feature, Pass, PassResult, Program, Reason, Skip
+from ..graph.emit import Slot, add_input, emit
 from ..graph.facts import remove_dead_code
 from ..graph.nodes import (
     ancestors,
@@ -49,16 +51,29 @@ def write(cache: Tensor, slots: Tensor, new: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class CacheState:
-    """What the rewritten step takes and returns beyond its own.
+    """What the rewritten step takes and returns beyond its own (`passes.base.State`).
 
     caches: placeholders of the caches, whose new contents are the results after the step's own, in
-    this order. The last placeholder is `slots`, int64 [batch, tokens].
+    this order, of the form `outputs`. inputs: `slots`, int64 [batch, tokens].
     """
 
     caches: tuple[str, ...]
-    batch: int
-    tokens: int
-    slots: int
+    inputs: tuple[Slot, ...]
+    outputs: tuple[Slot, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step."""
+        return int(self.inputs[0].shape[1])
+
+    @property
+    def slots(self) -> int:
+        """Tokens that a cache has room for."""
+        return int(self.outputs[0].shape[TOKENS])
+
+    def bytes(self) -> int:
+        """Bytes of all caches."""
+        return sum(math.prod(each.shape) * each.dtype.itemsize for each in self.outputs)
 
 
 @dataclass(frozen=True)
@@ -69,10 +84,20 @@ class _Write:
     new: fx.Node
 
 
-class ZipARPass:
-    """See the module."""
+@dataclass(frozen=True)
+class ZipARPass(Pass):
+    """See the module. Not among `PASSES`: `accel.ZipAR` runs it on the decode steps it captures."""
 
-    name = "zipar"
+    name: ClassVar[str] = "zipar"
+    summary: ClassVar[str] = (
+        "decodes the rows of a picture beside each other, several passes in one graph"
+    )
+    applies: ClassVar[str] = (
+        "when called by `accel.ZipAR`: language models with a key and value cache and full "
+        "attention"
+    )
+    keeps: ClassVar[str] = "the cache, and which tokens are there"
+    features: ClassVar[frozenset[Feature]] = frozenset({Feature.STATE})
 
     def run(self, program: Program) -> tuple[Program, PassResult]:
         """Rewrite all writes, or none: Skip says what is in the way."""
@@ -83,15 +108,15 @@ class ZipARPass:
         details = {
             "tokens a step": state.tokens,
             "slots": state.slots,
-            "cache bytes": sum(_nbytes(write.cache) for write in found),
+            "cache bytes": state.bytes(),
         }
         matched = (f"{len(state.caches) // 2} layers' keys and values",)
         return rewritten, PassResult(self.name, matched, details=details)
 
 
-def _nbytes(node: fx.Node) -> int:
+def _slot_like(name: str, node: fx.Node) -> Slot:
     value = value_of(node)
-    return int(value.numel() * value.element_size())
+    return Slot(name, tuple(value.shape), value.dtype, value.device)
 
 
 def _match(program: Program) -> list[_Write] | Skip:
@@ -159,7 +184,8 @@ def _rewrite(program: Program, writes: list[_Write]) -> tuple[Program, CacheStat
     graph = module.graph
     first = writes[0]
     batch, _, tokens, _ = value_of(first.new).shape
-    slots = add_input(module, "slots", (batch, tokens), torch.long, value_of(first.new).device)
+    slot = Slot("slots", (int(batch), int(tokens)), torch.long, value_of(first.new).device)
+    slots = add_input(module, slot)
     counters = {
         mapping[each]
         for found in writes
@@ -189,9 +215,10 @@ def _rewrite(program: Program, writes: list[_Write]) -> tuple[Program, CacheStat
     module.recompile()
     state = CacheState(
         caches=tuple(mapping[found.cache].name for found in writes),
-        batch=int(batch),
-        tokens=int(tokens),
-        slots=int(value_of(first.cache).shape[TOKENS]),
+        inputs=(slot,),
+        outputs=tuple(_slot_like(f"{found.cache.name}_out", found.cache) for found in writes),
     )
-    rewritten = dataclasses.replace(program, module=module, state=state, removed=tuple(removed))
+    rewritten = dataclasses.replace(
+        program, module=module, added=(*program.added, state), removed=tuple(removed)
+    )
     return rewritten, state

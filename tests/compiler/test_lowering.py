@@ -8,11 +8,11 @@ from typing import Any
 import accel
 import pytest
 import torch
-from accel.compiler.inductor import calls_are_short, inductor_settings
+from accel.compiler import inductor
+from accel.compiler.inductor import inductor_settings
 from accel.compiler.solid.behaviour import BehaviourEncoder
 from accel.examples.recommender.backbones import BACKBONES
-from accel.kernels.omnisparse import selection
-from accel.passes.codebook.single_query import open_single_queries
+from accel.passes.codebook.single_query import are_short
 from accel.tests.models import dit, noise
 from accel.tests.passes.test_blocks import Mix, Timed
 from accel.tests.zoo import ENTRIES
@@ -117,17 +117,15 @@ def test_everything_that_dynamo_leaves_free_under_inductor() -> None:
     assert accel.report_of(fast).passes["pade"].matched
 
 
-def test_cached_code_does_not_outlive_the_operators(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Inductor keeps compiled graphs on disk; the key holds the operators' sources."""
+def test_cached_code_does_not_outlive_the_operators_and_passes() -> None:
+    """Inductor keeps compiled graphs on disk; the key holds the sources of all that makes them."""
     settle = inductor_settings()["post_grad_custom_post_pass"]
-    before = settle.uuid()
-    assert settle.uuid() == before
-    changed = tmp_path / "selection.py"
-    changed.write_text(Path(selection.__file__).read_text() + "\n")
-    monkeypatch.setattr(selection, "__file__", str(changed))
-    assert settle.uuid() != before
+    assert settle.uuid() == settle.uuid()
+    hashed = {Path(each).resolve() for each in inductor._sources()}
+    root = Path(accel.__file__).parent.resolve()
+    for folder in ("kernels", "passes", "compiler"):
+        assert set((root / folder).rglob("*.py")) <= hashed
+        assert set((root / folder).rglob("*.cpp")) <= hashed
 
 
 class Looked(nn.Module):
@@ -166,10 +164,10 @@ def test_graphs_with_tables(blocks: int, monkeypatch: pytest.MonkeyPatch) -> Non
     chosen = []
 
     def noted(module: Any) -> bool:
-        chosen.append(calls_are_short(module))
+        chosen.append(are_short(module))
         return chosen[-1]
 
-    monkeypatch.setattr("accel.compiler.inductor.calls_are_short", noted)
+    monkeypatch.setattr("accel.compiler.lowering.are_short", noted)
     torch.manual_seed(0)
     models = Looked(blocks), Looked(blocks)
     runs = [
@@ -207,15 +205,8 @@ def test_products_with_one_row_become_loops(users: int) -> None:
 
 @pytest.mark.parametrize(("users", "opened"), [(1, 1), (3, 0)])
 @torch.no_grad()
-def test_attention_of_one_user(users: int, opened: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_of_one_user(users: int, opened: int) -> None:
     """Of the last item alone; padding is not seen."""
-    counts = []
-
-    def counted(graph: Any) -> int:
-        counts.append(open_single_queries(graph))
-        return counts[-1]
-
-    monkeypatch.setattr("accel.compiler.lowering.open_single_queries", counted)
     model = BACKBONES["SASRec"](30).eval()
     history = torch.tensor([[0, 0, 3, 7, 9], [1, 2, 3, 4, 5], [0, 0, 0, 0, 0]])[:users]
     candidates = torch.arange(1, 9).expand(users, -1)
@@ -224,4 +215,4 @@ def test_attention_of_one_user(users: int, opened: int, monkeypatch: pytest.Monk
     )
     for given in (history, history.flip(1)):
         torch.testing.assert_close(run(given, candidates), model(given, candidates))
-    assert counts == [opened]
+    assert len(accel.report_of(run).passes["single_query"].matched) == opened

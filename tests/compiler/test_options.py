@@ -13,7 +13,7 @@ from accel.kernels.predictors import Signals
 
 def test_defaults() -> None:
     options = parse_options(None)
-    assert options.pade_options == PadeOptions()
+    assert options.of(PadeOptions) == PadeOptions()
     assert options.outline
     assert options.lowering == "inductor"
 
@@ -23,7 +23,7 @@ def test_dicts_and_dataclasses_are_alike() -> None:
     assert parse_options(nested) == Options(
         pade=PadeOptions(preset="fast", gate=Gate(score="error", threshold=0.2))
     )
-    assert parse_options({"pade": False}).pade_options is None
+    assert parse_options({"pade": False}).pade is None
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,10 @@ def test_dicts_and_dataclasses_are_alike() -> None:
         ({"pade": {"max_error": 0}}, "above 0"),
         ({"pade": {"max_runs": 0}}, "at least 1"),
         ({"pade": "yes"}, "True, False or a dict"),
-        ({"outline": 1}, "True or False"),
+        ({"outline": 1}, "True, False or a dict"),
+        ({"outline": {"minimum": 1}}, "one block alone"),
+        ({"verify": 1}, "True or False"),
+        ({"dump": 3}, "a directory's path"),
         ({"lowering": "tvm"}, "none of inductor"),
         ("fast", "has to be a dict"),
     ],

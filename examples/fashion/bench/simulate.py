@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ....kernels.predictors import Predictor, moments
+from ....passes.pade import rules
+from ....passes.pade.rules import Carried, CarriedStream
+from ....passes.pade.state import StreamOutputs
 
 __all__ = ["SkippingStack"]
 
@@ -28,45 +31,31 @@ class SkippingStack(nn.Module):
 
     def begin(self, computed: Sequence[int], steps: int) -> None:
         """Forget the last run; `computed` are the next one's steps to compute, of `steps`."""
-        self.computed, self.steps, self.step = frozenset(computed), steps, -1
-        self.residuals: list[Tensor] = []
-        self.times: list[Tensor] = []
-        self.moments = torch.zeros(5, 1)
-        self.previous: Tensor | None = None
+        self.computed, self.steps = frozenset(computed), steps
+        self.carried: Carried | None = None
 
     def forward(self, hidden_states: Tensor, *, timestep: Tensor, **kwargs: Any) -> Tensor:
-        self.step += 1
-        now = timestep.double()
-        if self.step in self.computed:
+        predictor, now = self.predictor, timestep.double()
+        blank = torch.zeros_like(hidden_states)
+        carried = self.carried
+        if carried is None:
+            stream = CarriedStream(torch.zeros(5, 1), (blank,) * predictor.history, blank)
+            carried = rules.begin(predictor.history, now, [stream])
+        step = int(carried.step)
+        compute = bool(rules.decide(carried, step in self.computed))
+        remaining = torch.tensor(1 - step / self.steps, dtype=now.dtype)
+        (given,) = rules.arguments(predictor, carried, now, remaining)
+        inputs = [hidden_states, given.previous] if predictor.reads_inputs else []
+        residual = predictor.predict(given.residuals, given.coefficients, inputs)
+        measured = torch.zeros(5, 1)
+        if compute:
             output = hidden_states
             for block in self.blocks:
                 output = block(output, timestep=timestep, **kwargs)
-            residual = output - hidden_states
-            self.moments = moments(
-                residual,
-                self.residuals or [residual],
-                residual,
-                self.predictor.granularity,
-            ).double()
+            guess, residual = residual, output - hidden_states
+            measured = moments(residual, given.residuals[:2], guess, predictor.granularity).double()
         else:
-            residual = self._predicted(now, hidden_states)
             output = hidden_states + residual
-        if self.step in self.computed or self.predictor.keeps_predictions:
-            kept = self.predictor.history
-            self.residuals = [residual, *self.residuals][:kept]
-            self.times = [now, *self.times][:kept]
-        self.previous = hidden_states
+        made = [StreamOutputs(measured, residual, hidden_states)]
+        self.carried = rules.record(carried, predictor, compute, True, now, made)
         return output
-
-    def _predicted(self, now: Tensor, hidden_states: Tensor) -> Tensor:
-        missing = self.predictor.history - len(self.residuals)
-        residuals = [*self.residuals, *[self.residuals[-1]] * missing]
-        times = torch.stack([now, *self.times, *[self.times[-1]] * missing])
-        remaining = torch.tensor(1 - self.step / self.steps, dtype=times.dtype)
-        coefficients = self.predictor.coefficients(times, remaining, self.moments)
-        known = None if coefficients is None else coefficients.float()
-        inputs: list[Tensor] = []
-        if self.predictor.reads_inputs:
-            assert self.previous is not None
-            inputs = [hidden_states, self.previous]
-        return self.predictor.predict(residuals, known, inputs)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from accel import Dynamics, Engine, export, report_of, stats
 from accel.compiler.backend import compiled_graphs
-from accel.compiler.options import CodebookOptions
 from accel.compiler.tables import TableGraph
 from accel.examples.recommender.backbones import BACKBONES
 from accel.kernels.errors import OptionError
+from accel.passes import CodebookPass
 from torch import Tensor, nn
 from torch.nn.functional import embedding, layer_norm, softmax
 
@@ -225,7 +225,7 @@ def test_tables_that_are_too_large() -> None:
     assert len(folded(run)) == 1
     assert "48 bytes" in str(report_of(run).passes["codebook"].skipped[0])
     with pytest.raises(OptionError, match="table_bytes"):
-        CodebookOptions(table_bytes=0)
+        CodebookPass(table_bytes=0)
 
 
 @pytest.mark.parametrize("rank", [None, 4])

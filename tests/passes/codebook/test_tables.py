@@ -9,7 +9,7 @@ import pytest
 import torch
 from accel import report_of
 from accel.kernels.errors import VerificationError
-from accel.passes import Tables
+from accel.passes import Constants, Slot
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.functional import embedding, gelu, layer_norm, linear, softmax
@@ -152,7 +152,8 @@ def test_tables_are_checked_before_they_are_used(wrong: Tensor | None) -> None:
         def forward(self, source: Tensor) -> tuple[Tensor, ...]:
             return (source if wrong is None else wrong,)
 
-    tables = Tables(Given(), (1,), (((2, 2), torch.float32, torch.device("cpu")),))
+    slot = Slot("table_0", (2, 2), torch.float32, torch.device("cpu"))
+    tables = Constants(Given(), (1,), (slot,))
     inputs = ["another input", torch.ones(2, 2)]
     if wrong is None:
         assert tables.computed(inputs)[0] is inputs[1]

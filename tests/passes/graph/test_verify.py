@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from accel.kernels.errors import VerificationError
-from accel.kernels.predictors import resolve
 from accel.passes import OutlinePass, PadePass, Program, verify
 from accel.passes.graph.nodes import copy_module
 from accel.tests.models import dit, noise
@@ -72,7 +71,7 @@ def lose_a_branch(module: fx.GraphModule) -> None:
 )
 def test_damage_is_noticed(damage: Callable[[fx.GraphModule], None], message: str) -> None:
     before = captured()
-    after, _ = PadePass(resolve("pade")).run(before)
+    after, _ = PadePass().run(before)
     verify(before, after, "pade", deep=True)
     broken, _ = copy_module(after.module)
     damage(broken)
@@ -83,7 +82,7 @@ def test_damage_is_noticed(damage: Callable[[fx.GraphModule], None], message: st
 def test_passes_leave_their_input_alone() -> None:
     before = captured()
     code = before.module.code
-    after, _ = PadePass(resolve("pade")).run(before)
+    after, _ = PadePass().run(before)
     outlined, _ = OutlinePass().run(after)
     assert before.module.code == code
     assert outlined.module is not after.module

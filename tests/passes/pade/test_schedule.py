@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from accel.compiler.options import PadeOptions
+from accel import PadeOptions
 from accel.kernels.errors import OptionError
 from accel.passes.pade.schedule import Auto, Interval, Listed, estimate_steps, parse_schedule, place
 from hypothesis import given, settings

@@ -9,8 +9,7 @@ from typing import Any
 import accel
 import pytest
 import torch
-from accel import ExportError, OptionError
-from accel.compiler.options import PadeOptions
+from accel import ExportError, OptionError, PadeOptions
 from accel.kernels.predictors import PREDICTORS, Predictor, predictor_name
 from accel.kernels.predictors.chebyshev import Chebyshev
 from accel.kernels.predictors.hermite import Hermite

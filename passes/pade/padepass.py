@@ -1,0 +1,106 @@
+"""The Padé pass: its options, and what it does with a graph."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ...kernels.errors import OptionError
+from ...kernels.predictors import Predictor, resolve
+from ..base import Feature, Pass, PassResult, Program, Reason, Skip
+from ..options import built
+from .clock import find_clock
+from .gate import Gate
+from .region import find_region
+from .rewrite import wrap_in_branch
+from .schedule import PRESETS, Schedule, parse_schedule
+from .trial import accepted
+
+__all__ = ["PadePass"]
+
+
+@dataclass(frozen=True)
+class PadePass(Pass):
+    """Wrap the block stack in `torch.cond(compute, blocks, predict)`.
+
+    preset: "quality", "balanced" or "fast": about 10, 8 and 6 computed steps of 20. For the
+        schedule "auto" only; None means "balanced" there.
+    predictor: a name from `accel.kernels.predictors.PREDICTORS`, or an object that follows
+        `accel.kernels.predictors.Predictor`. An object is tried on small tensors first.
+    schedule: "auto", "full" (always compute), {"interval": N, "warmup": W}, or a list of the
+        steps to compute, counted from 0.
+    gate: a further condition for skipping, judged after each computed step; None for none.
+    max_error: a step is computed, whatever the schedule, where the predictor would have missed
+        the last computed residual by more than this (relative L2, worst sample of the batch).
+    max_runs: sampling runs whose state is kept at a time; the longest unused goes first.
+    """
+
+    name: ClassVar[str] = "pade"
+    summary: ClassVar[str] = "wraps the block stack in `torch.cond(compute, blocks, predict)`"
+    applies: ClassVar[str] = "inference graphs with a block stack and a timestep input"
+    keeps: ClassVar[str] = "the last three residuals of each sampling run"
+    default: ClassVar[bool] = True
+    features: ClassVar[frozenset[Feature]] = frozenset({Feature.BRANCH, Feature.STATE})
+
+    preset: str | None = None
+    predictor: str | Predictor = "pade"
+    schedule: str | Mapping[str, int] | Sequence[int] = "auto"
+    gate: Gate | Mapping[str, Any] | None = None
+    max_error: float = 1.0
+    max_runs: int = 8
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "predictor", accepted(self.predictor))
+        if self.preset is not None and self.preset not in PRESETS:
+            raise OptionError(f"unknown preset {self.preset!r}; known: {', '.join(PRESETS)}")
+        if self.preset is not None and self.schedule != "auto":
+            raise OptionError(
+                f"preset {self.preset!r} and schedule {self.schedule!r} contradict each other: a "
+                'preset says how many steps schedule "auto" computes. Drop one of the two'
+            )
+        if not isinstance(self.gate, (Gate, type(None))):
+            object.__setattr__(self, "gate", built(Gate, self.gate, "pade.gate"))
+        if not self.max_error > 0:
+            raise OptionError(f"max_error is {self.max_error}; it has to be above 0")
+        if self.max_runs < 1:
+            raise OptionError(f"max_runs is {self.max_runs}; it has to be at least 1")
+        self.plan()  # raises on a malformed schedule
+
+    @property
+    def stability_gate(self) -> Gate | None:
+        """The gate as an object; a dict has become one by now."""
+        return self.gate if isinstance(self.gate, Gate) else None
+
+    def plan(self) -> Schedule:
+        """The schedule as an object."""
+        return parse_schedule(self.schedule, self.preset or "balanced")
+
+    def run(self, program: Program) -> tuple[Program, PassResult]:
+        """Declines, with reasons, where no sound region exists."""
+        if program.training:
+            detail = "parameters or inputs need gradients; skipping steps is for inference"
+            return program, PassResult(self.name, skipped=(Skip(Reason.TRAINING, detail),))
+        region, refused = find_region(program.module.graph, program.memory)
+        if region is None:
+            return program, PassResult(self.name, skipped=tuple(refused))
+        clock = find_clock(program.module.graph, region)
+        if not clock.times:
+            detail = (
+                "no input feeds a sinusoidal embedding. A timestep given as a Python number is a "
+                "constant of the graph: pass a tensor"
+            )
+            skips = (*refused, Skip(Reason.NO_TIMESTEP, detail))
+            return program, PassResult(self.name, skipped=skips)
+        state, module = wrap_in_branch(program, region, clock, resolve(self.predictor))
+        stacks = ", ".join(f"{stack.parent} ({len(stack.blocks)})" for stack in region.stacks)
+        details = {
+            "blocks": region.blocks,
+            "streams": len(region.streams),
+            "nodes_skipped": len(region.nodes),
+            "state_bytes": state.bytes(),
+            "pairing": "additive" if all(s.additive for s in region.streams) else "same shape",
+        }
+        result = PassResult(self.name, (stacks,), tuple(refused), details)
+        return dataclasses.replace(program, module=module, added=(*program.added, state)), result
