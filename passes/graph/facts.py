@@ -355,7 +355,7 @@ class _Watch(TorchDispatchMode):
             return func(*args, **kwargs)
         # One that stands for others says little: what counts is what it is made of.
         name = func.name()
-        known = torch._C._dispatch_has_kernel(name)  # not those of TorchScript, such as prim::device
+        known = torch._C._dispatch_has_kernel(name)  # TorchScript's (prim::device) are not
         if known and torch._C._dispatch_has_kernel_for_dispatch_key(
             name, torch._C.DispatchKey.CompositeImplicitAutograd
         ):

@@ -175,7 +175,8 @@ SPELLINGS = {
     "full": [
         "q >= 0", "(k <= q) | (k > q)", "torch.zeros(n, n)", "torch.ones(n, n, dtype=torch.bool)",
         "(t != 0)[:, None, None].expand(3, 2, n, n)", "t[:, None, None, :] > 0",
-        "(1 - (t != 0)[:, None, None].float()) * low", "torch.where(t > 0, 0.0, low)[:, None, None]",
+        "(1 - (t != 0)[:, None, None].float()) * low",
+        "torch.where(t > 0, 0.0, low)[:, None, None]",
         "~(t == 0)[:, None, None] & (q >= 0)", "k < n", "q * 3 < n * 3",
     ],
 }  # fmt: skip
