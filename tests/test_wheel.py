@@ -33,10 +33,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_the_whole_compiler_and_nothing_else(installed: Path) -> None:
     """A package, or a kind of file, that pyproject.toml does not list is missing here."""
-    wanted = {Path("__init__.py"), Path("py.typed")}
-    for each in SHIPPED:
-        files = (path for path in (ROOT / each).rglob("*") if path.is_file())
-        wanted |= {path.relative_to(ROOT) for path in files if "__pycache__" not in path.parts}
+    tree = [path.relative_to(ROOT) for each in SHIPPED for path in (ROOT / each).rglob("*")]
+    kept = {path for path in tree if "__pycache__" not in path.parts and (ROOT / path).is_file()}
+    wanted = {Path("__init__.py"), Path("py.typed"), *kept}
     package = installed / "accel"
     found = {path.relative_to(package) for path in package.rglob("*") if path.is_file()}
     assert found == wanted
