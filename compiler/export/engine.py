@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,11 +16,9 @@ from ...passes.pade import StackState, StreamState
 from ...passes.pade.clock import Clock
 from ..runtime import PadeGraph
 from ..sizes import evaluate
+from ..stats import Stats
 from .manifest import Manifest, TensorSpec, dtype_of, name_of
 from .paths import Path, flatten, nested
-
-if TYPE_CHECKING:
-    from ..report import Stats
 
 __all__ = ["Engine", "Output"]
 

@@ -16,6 +16,7 @@ from ...kernels.errors import ExportError, first_line
 from ...passes import PassResult
 from ...passes.graph.nodes import results_of, value_of
 from ...passes.pade import StackState
+from .. import __version__
 from ..options import Options
 from ..sizes import Size, size_of
 from .capture import Captured, signature_of
@@ -93,7 +94,7 @@ def manifest_of(
         passes=tuple(map(_record, captured.results)),
         options=options.plain(),
         weights_sha256=_weights_hash(model),
-        versions={"torch": torch.__version__, "accel": _version(), **versions},
+        versions={"torch": torch.__version__, "accel": __version__, **versions},
         machine=machine(captured.examples[0].device),
         config=_config(model),
     )
@@ -108,12 +109,6 @@ def machine(device: torch.device) -> dict[str, str]:
     else:
         found["capability"] = torch.backends.cpu.get_cpu_capability()
     return found
-
-
-def _version() -> str:
-    from ... import __version__
-
-    return __version__
 
 
 def _name(path: Path) -> str:

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, fx
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from .nodes import fake_mode, hint, storage_of, value_of
 
@@ -375,6 +374,8 @@ class _Watch(TorchDispatchMode):
             self.draws = True
         if not schema.returns and not writes:
             self.acts = self.acts or f"{func} returns nothing"
+        from torch.utils.flop_counter import flop_registry  # which imports Triton where it is
+
         result = func(*args, **kwargs)
         formula = _FORMULAS.get(func._overloadpacket) or flop_registry.get(func._overloadpacket)
         if formula is not None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import accel
 import pytest
 import torch
@@ -64,14 +61,6 @@ def test_state_is_counted_while_a_run_is_open() -> None:
     with accel.trajectory(fast, steps=5):
         euler(fast, noise(), LABELS, steps=5)
     assert accel.stats(fast).state_bytes == 3 * 2 * 16 * 32 * 4
-
-
-def test_command_line_lists_its_commands() -> None:
-    code = "import sys; sys.argv = ['accel', '--help']\nfrom accel.compiler.cli import main; main()"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0
-    assert "demo" in result.stdout
-    assert "explain" in result.stdout
 
 
 def test_graph_breaks_are_not_recompilations() -> None:
