@@ -308,16 +308,18 @@ def _diff(elements: Elements, node: fx.Node, indices: Indices) -> Value:
     if value_of(source).dtype == torch.bool:
         raise UnknownError
     dim = dimension_of(found.get("dim", -1), len(indices))
+
+    def at(node: fx.Node, index: Linear) -> Value:
+        return elements.at(node, _replaced(indices, dim, index))
+
     own = indices[dim]
     if prepend is None:
-        before = elements.at(source, indices)
-        return combine(_minus, elements.at(source, _replaced(indices, dim, own + 1)), before)
+        return combine(_minus, at(source, own + 1), at(source, own))
     if not is_one(value_of(tensor(prepend)).shape[dim]):
         raise UnknownError
-    first = elements.at(prepend, _replaced(indices, dim, Linear()))
-    before = elements.at(source, _replaced(indices, dim, own - 1))
-    before = combine(lambda later, one, two: one if later else two, holds(own - 1), before, first)
-    return combine(_minus, elements.at(source, indices), before)
+    first = combine(_minus, at(source, Linear()), at(prepend, Linear()))
+    later = combine(_minus, at(source, own), at(source, own - 1))
+    return combine(lambda yes, one, two: one if yes else two, holds(own - 1), later, first)
 
 
 def _minus(one: Value, other: Value) -> Value:
