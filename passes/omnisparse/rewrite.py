@@ -215,7 +215,8 @@ def _seen(
     all, bool [batch, 1, queries or 1, 1].
 
     The latter only where scores are lowered by a number. One so large is all that remains of a
-    score, so a query that is to see nothing sees all keys alike; the operator's result is 0.
+    score, so a query that is to see nothing sees all keys alike; the operator's result is 0, as
+    torch's is of scores that are minus infinity.
     """
     assert mask.valid is not None
     with graph.inserting_before(before):

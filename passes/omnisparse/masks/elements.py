@@ -172,14 +172,9 @@ class Elements:
                 return first.item()
             wide = [index for size, index in zip(tensor.shape, indices, strict=True) if size > 1]
             if len(wide) == 2:
-                table = tensor.squeeze()
-                below = torch.ones_like(table, dtype=torch.bool).tril()
-                for seen, other, row, column in (
-                    (below, table[0, -1], *wide), (below.T, table[-1, 0], *wide[::-1]),
-                ):  # fmt: skip
-                    if seen.shape == table.shape and table.equal(torch.where(seen, first, other)):
-                        ends = first.item(), other.item()
-                        return combine(lambda yes, e=ends: e[not yes], holds(row - column))
+                found = _triangle(tensor.squeeze(), *wide)
+                if found is not None:
+                    return found
         entry = Entry(node, indices)
         return If(entry, True, False) if value_of(node).dtype == torch.bool else entry
 
@@ -222,6 +217,18 @@ Rule = Callable[[Elements, fx.Node, Indices], Value]
 
 def is_one(size: Any) -> bool:
     return isinstance(size, int) and size == 1
+
+
+def _triangle(table: Tensor, row: Linear, column: Linear) -> Value | None:
+    """The entry of a table of two values, one on the diagonal and on one of its sides."""
+    inside = torch.ones_like(table, dtype=torch.bool)
+    for seen, other, distance in (
+        (inside.tril(), table[0, -1], row - column), (inside.triu(), table[-1, 0], column - row),
+    ):  # fmt: skip
+        if table.equal(torch.where(seen, table[0, 0], other)):
+            ends = table[0, 0].item(), other.item()
+            return combine(lambda yes, ends=ends: ends[0] if yes else ends[1], holds(distance))
+    return None
 
 
 def _is_fixed(node: fx.Node) -> bool:

@@ -120,7 +120,7 @@ def _computed(node: fx.Node, arguments: list[Any], leaves: tuple[Any, ...]) -> V
 
 def _exact(elements: Elements, arguments: list[Any], leaves: tuple[Any, ...]) -> bool:
     """Whether the type in which torch computes holds all that the leaves may be."""
-    kinds = [
+    kinds: list[Any] = [
         value_of(each) if is_tensor(each) else leaf if isinstance(leaf, float) else 0
         for each, leaf in zip(arguments, leaves, strict=True)
     ]  # fmt: skip
@@ -199,10 +199,10 @@ def _not(function: Callable[..., Value | None]) -> Callable[..., Value | None]:
 
 
 def _equal(one: Number, other: Number) -> Value | None:
-    both = _at_least(one, other), _at_least(other, one)
-    if both[0] is None or both[1] is None:
+    above, below = _at_least(one, other), _at_least(other, one)
+    if above is None or below is None:
         return None
-    return combine(lambda first, second: first and second, *both)
+    return combine(lambda first, second: first and second, above, below)
 
 
 def _larger(one: Number, other: Number) -> Value | None:
@@ -213,8 +213,10 @@ def _larger(one: Number, other: Number) -> Value | None:
 
 
 def _smaller(one: Number, other: Number) -> Value | None:
-    negative = _larger(-one, -other)
-    return None if negative is None else combine(_negative, negative)
+    first, second, order = _whole(one), _whole(other), _at_most(one, other)
+    if first is None or second is None or order is None:
+        return None
+    return combine(lambda which: first if which else second, order)
 
 
 def _negative(one: Number) -> Linear | None:

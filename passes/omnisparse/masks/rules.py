@@ -111,8 +111,8 @@ def _swapped(elements: Elements, node: fx.Node, one: int, other: int, indices: I
 def _transpose(elements: Elements, node: fx.Node, indices: Indices) -> Value:
     if len(node.args) != 3:
         raise UnknownError
-    two = [dimension_of(each, len(indices)) for each in node.args[1:]]
-    return _swapped(elements, node, *two, indices)
+    one, other = (dimension_of(each, len(indices)) for each in node.args[1:])
+    return _swapped(elements, node, one, other, indices)
 
 
 def _turned(elements: Elements, node: fx.Node, indices: Indices) -> Value:
@@ -193,7 +193,7 @@ def _position(index: Linear, size: Any) -> Linear:
 
 
 def _getitem(elements: Elements, node: fx.Node, indices: Indices) -> Value:
-    if isinstance(value_of(node.args[0]), (tuple, list)):
+    if isinstance(node.args[0], fx.Node) and not is_tensor(node.args[0]):
         return _one_of_several(elements, node, indices)
     source = source_of(node)
     items = node.args[1] if isinstance(node.args[1], (tuple, list)) else (node.args[1],)
@@ -210,7 +210,7 @@ def _getitem(elements: Elements, node: fx.Node, indices: Indices) -> Value:
     count = max(value_of(each).dim() for each in tensors)
     first = places[0] if together else 0  # before it, each item is one dimension of the result
     shared, rest = indices[first : first + count], [*indices[:first], *indices[first + count :]]
-    found = []
+    found: list[Linear] = []
     for item in items:
         dim = len(found)
         if not is_tensor(item):
@@ -262,7 +262,7 @@ def _one_of_several(elements: Elements, node: fx.Node, indices: Indices) -> Valu
     if not isinstance(call, fx.Node) or not isinstance(place, int):
         raise UnknownError
     name = torch_name(call)
-    parts = call.args[0] if isinstance(call.args[0], (tuple, list)) else call.args
+    parts: Any = call.args[0] if isinstance(call.args[0], (tuple, list)) else call.args
     if name == "broadcast_tensors":
         return elements.broadcast(tensor(parts[place]), indices)
     if name == "meshgrid" and all(value_of(each).dim() == 1 for each in parts):
@@ -308,16 +308,18 @@ def _diff(elements: Elements, node: fx.Node, indices: Indices) -> Value:
     if value_of(source).dtype == torch.bool:
         raise UnknownError
     dim = dimension_of(found.get("dim", -1), len(indices))
+
+    def at(node: fx.Node, index: Linear) -> Value:
+        return elements.at(node, _replaced(indices, dim, index))
+
     own = indices[dim]
     if prepend is None:
-        before = elements.at(source, indices)
-        return combine(_minus, elements.at(source, _replaced(indices, dim, own + 1)), before)
+        return combine(_minus, at(source, own + 1), at(source, own))
     if not is_one(value_of(tensor(prepend)).shape[dim]):
         raise UnknownError
-    first = elements.at(prepend, _replaced(indices, dim, Linear()))
-    before = elements.at(source, _replaced(indices, dim, own - 1))
-    before = combine(lambda later, one, two: one if later else two, holds(own - 1), before, first)
-    return combine(_minus, elements.at(source, indices), before)
+    first = combine(_minus, at(source, Linear()), at(prepend, Linear()))
+    later = combine(_minus, at(source, own), at(source, own - 1))
+    return combine(lambda yes, one, two: one if yes else two, holds(own - 1), later, first)
 
 
 def _minus(one: Value, other: Value) -> Value:

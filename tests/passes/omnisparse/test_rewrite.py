@@ -255,6 +255,8 @@ class Mixed(nn.Module):
         scores = query @ query.transpose(-1, -2) / 3.0
         if self.kind == "alpha":
             scores = torch.add(scores, torch.zeros_like(scores), alpha=2)
+        if self.kind == "bools":
+            scores = scores + (torch.ones(300, 300).tril() > 0)
         weights = scores.softmax(-1)
         if self.kind == "in place":
             value.mul_(2)
@@ -268,6 +270,7 @@ class Mixed(nn.Module):
         ("types", "of several types"),
         ("in place", "changes its inputs in place"),
         ("alpha", "none that is known"),
+        ("bools", "a mask of bools that is added"),
     ],
 )
 @torch.no_grad()
