@@ -134,7 +134,7 @@ def explain(
     one_graph = True
     try:
         torch.compile(original, backend=collect, fullgraph=True)(*args, **kwargs)
-    except torch._dynamo.exc.Unsupported:
+    except (torch._dynamo.exc.Unsupported, torch._dynamo.exc.UserError):  # such as sizes in data
         one_graph = False
         graphs.clear()
         torch.compile(original, backend=collect)(*args, **kwargs)

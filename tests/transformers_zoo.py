@@ -62,7 +62,6 @@ SIZES: dict[str, Any] = {
 DECODERS: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {},
-    "qwen2": {},
     "qwen3": {},
     "gemma": {},
     "gemma2": {},
@@ -80,9 +79,7 @@ DECODERS: dict[str, dict[str, Any]] = {
     "mpt": {},
     "ctrl": {},
     "xglm": {},
-    "codegen": {},
     "bert": {"is_decoder": True},
-    "stablelm": {},
     "olmo2": {},
     "cohere": {},
     "granite": {},
@@ -100,7 +97,6 @@ DECODERS: dict[str, dict[str, Any]] = {
 ENCODERS: dict[str, dict[str, Any]] = {
     "albert": {},
     "bert": {},
-    "roberta": {},
     "distilbert": {},
     "electra": {},
     "deberta-v2": {},
@@ -108,7 +104,6 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "mpnet": {},
     "vit": {},
     "beit": {},
-    "deit": {},
     "dinov2": {},
     "convnext": {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2},
     "wav2vec2": {
@@ -121,10 +116,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
 ENCODER_DECODERS: dict[str, dict[str, Any]] = {
     "t5": {},
     "bart": {},
-    "mbart": {},
-    "pegasus": {},
     "marian": {"decoder_start_token_id": 0},
-    "m2m_100": {},
     "whisper": {
         "num_mel_bins": 8, "max_source_positions": 16, "max_target_positions": 32,
         "decoder_start_token_id": 1,
@@ -225,7 +217,11 @@ def _inputs(group: str, model: Any) -> dict[str, Tensor]:
             ids[:, 1:5] = IMAGE
         if model.config.model_type == "idefics3":
             picture = picture[:, None]
-        return {"input_ids": ids, "pixel_values": picture}
+        seen = {"input_ids": ids, "pixel_values": picture}
+        if model.config.model_type == "paligemma":  # else torch.compile itself gives other logits
+            there = torch.ones_like(ids)
+            seen |= {"attention_mask": there, "token_type_ids": (ids != IMAGE).long()}
+        return seen
     if main == "pixel_values":
         return {main: picture}
     if main == "input_values":
