@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from ..devices import kernels_for
 from ..errors import OptionError
@@ -59,6 +60,16 @@ def _differentiate(ctx: Any, gradient: Tensor) -> Any:
 
 _dynamic_linear.register_autograd(_differentiate, setup_context=_save)
 EXPORT_BODIES[torch.ops.accel.dynamic_linear.default] = reference.dynamic_linear
+
+
+@register_flop_formula(torch.ops.accel.dynamic_linear)
+def _flops(
+    input: Any, vector: Any, weight: Any, base: Any, *, out_shape: Any, **kwargs: Any
+) -> int:
+    """Shapes in place of tensors."""
+    rows, inputs = input
+    count: int = 2 * rows * inputs * base[1] * (vector[1] + 1)
+    return count
 
 
 def dynamic_linear(input: Tensor, vector: Tensor, weight: Tensor, base: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from ..devices import kernels_for
 from ..errors import OptionError
@@ -188,6 +189,16 @@ def _differentiate(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, 
 
 
 _attend.register_autograd(_differentiate, setup_context=_save)
+
+
+@register_flop_formula(torch.ops.accel.omnisparse_attend)
+def _flops(query: Any, key: Any, value: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
+    """As if no key were left out: what is, is known at run time only. Shapes in place of tensors."""
+    batch, heads, queries, width = query
+    count: int = 2 * batch * heads * queries * key[2] * (width + value[3])
+    return count
+
+
 EXPORT_BODIES |= {
     torch.ops.accel.omnisparse_select.default: reference.omnisparse_select,
     torch.ops.accel.omnisparse_attend.default: reference.omnisparse_attend,

@@ -6,8 +6,11 @@ items (torch 2.13). As an operator it is one call, and takes no longer.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from ..errors import OptionError
 from ..exports import EXPORT_BODIES
@@ -54,6 +57,13 @@ def _like(gates: Tensor, state: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return gates.new_empty(*gates.shape[:2], state.shape[1])
 
 
+def _flops(gates: Any, state: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
+    """Shapes in place of tensors."""
+    batch, length, outputs = gates
+    count: int = 2 * batch * length * state[1] * outputs
+    return count
+
+
 # Not a `custom_op`: what that does around each call takes longer than a short recurrence.
 _LIBRARY = torch.library.Library("accel", "FRAGMENT")
 if not hasattr(torch.ops.accel, "recurrence"):  # else this file is loaded again
@@ -63,6 +73,7 @@ if not hasattr(torch.ops.accel, "recurrence"):  # else this file is loaded again
     )
     _LIBRARY.impl("recurrence", _recurrence, "CompositeExplicitAutograd")
     torch.library.register_fake("accel::recurrence", _like, lib=_LIBRARY)
+    register_flop_formula(torch.ops.accel.recurrence)(_flops)
 OPERATOR = torch.ops.accel.recurrence.default
 EXPORT_BODIES[OPERATOR] = reference.recurrence
 
