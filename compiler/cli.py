@@ -94,9 +94,11 @@ def _application() -> Any:
     application = typer.Typer(help="Graph-level compiler passes that make generative models fast.")
     console = Console()
 
+    dump_path = typer.Option(None, help="A directory for each graph, before and after each pass.")
+
     @application.command()
-    def explain(builder: str) -> None:
-        """Say what accel would do with a model.
+    def explain(builder: str, dump: Path = dump_path) -> None:
+        """Say what accel would do with a model, and how long each pass takes.
 
         BUILDER is package.module:function; the function returns (model, args, kwargs).
         """
@@ -106,7 +108,10 @@ def _application() -> Any:
 
         model, args, kwargs = _build(builder)
         with torch.no_grad():
-            console.print(str(report(model, *args, **kwargs)), markup=False)
+            found = report(model, *args, options={"dump": dump}, **kwargs)
+        console.print(str(found), markup=False)
+        if dump is not None:
+            console.print(f"written: {dump}", markup=False)
 
     engine_path = typer.Argument(None, help="The engine to write: .onnx or .pt2 by its suffix.")
     repository_path = typer.Option(None, help="The model repository to write instead.")

@@ -42,12 +42,13 @@ class GraphReport:
 
 @dataclass(frozen=True)
 class PassReport:
-    """One pass over all graphs of a model."""
+    """One pass over all graphs of a model. seconds: that it took, verification included."""
 
     name: str
     matched: tuple[str, ...]
     skipped: tuple[Skip, ...]
     details: tuple[dict[str, Any], ...]
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Report:
                 tuple(match for result in results for match in result.matched),
                 tuple(skip for result in results for skip in result.skipped),
                 tuple(result.details for result in results if result.details),
+                sum(result.seconds for result in results),
             )
         return reports
 
@@ -81,9 +83,9 @@ class Report:
             "is also part of another that is compiled"
         ]
         for name, report in self.passes.items():
-            lines.append(
-                f"{name}: {'matched ' + '; '.join(report.matched) if report.matched else 'nothing'}"
-            )
+            found = "matched " + "; ".join(report.matched) if report.matched else "nothing"
+            took = f" ({1000 * report.seconds:.0f} ms)" if report.seconds else ""
+            lines.append(f"{name}: {found}{took}")
             for detail in report.details:
                 lines.append("  " + ", ".join(f"{key} {value}" for key, value in detail.items()))
             if name == "pade" and report.matched:

@@ -66,7 +66,7 @@ EXPORT_BODIES[torch.ops.accel.dynamic_linear.default] = reference.dynamic_linear
 def _flops(
     input: Any, vector: Any, weight: Any, base: Any, *, out_shape: Any, **kwargs: Any
 ) -> int:
-    """Shapes in place of tensors."""
+    """Given are shapes."""
     rows, inputs = input
     count: int = 2 * rows * inputs * base[1] * (vector[1] + 1)
     return count

@@ -193,7 +193,7 @@ _attend.register_autograd(_differentiate, setup_context=_save)
 
 @register_flop_formula(torch.ops.accel.omnisparse_attend)
 def _flops(query: Any, key: Any, value: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
-    """As if no key were left out: what is, is known at run time only. Shapes in place of tensors."""
+    """As if no key were left out; which are is known at run time only. Given are shapes."""
     batch, heads, queries, width = query
     count: int = 2 * batch * heads * queries * key[2] * (width + value[3])
     return count

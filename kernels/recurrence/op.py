@@ -58,7 +58,7 @@ def _like(gates: Tensor, state: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _flops(gates: Any, state: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
-    """Shapes in place of tensors."""
+    """Given are shapes."""
     batch, length, outputs = gates
     count: int = 2 * batch * length * state[1] * outputs
     return count
