@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -48,13 +49,15 @@ def test_the_wheel_holds_the_whole_compiler_and_nothing_else(installed: Path) ->
 def test_an_installed_wheel_says_where_the_commands_of_the_examples_are(
     installed: Path, arguments: tuple[str, ...]
 ) -> None:
+    # Without the site module there is no editable installation, which would find the examples.
     program = (
         "import accel; from accel.compiler.cli import main\n"
         f"assert accel.__path__ == [{str(installed / 'accel')!r}]; main()"
     )
-    done = subprocess.run([sys.executable, "-c", program, *arguments], cwd=installed.parent,
+    places = os.pathsep.join([str(installed), sysconfig.get_path("purelib")])
+    done = subprocess.run([sys.executable, "-S", "-c", program, *arguments], cwd=installed.parent,
                           capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(installed)})  # fmt: skip
+                          env={**os.environ, "PYTHONPATH": places})  # fmt: skip
     assert done.returncode == 1
     expected = f"accel: `accel {arguments[0]}` belongs to a checkout of accel's repository"
     assert done.stderr.startswith(expected)
