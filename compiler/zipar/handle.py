@@ -148,6 +148,7 @@ class ZipAR:
             self.raster, model, input_ids, logits_processor, stopping_criteria, config,
             model_kwargs,
         )  # fmt: skip
+        self._check_end_of_line(model)
         drawn = self._decode(request)
         if streamer is not None:
             for token in drawn.tokens.cpu().unbind(1):
@@ -222,6 +223,7 @@ class ZipAR:
                 self.raster, model, input_ids, logits_processor, stopping_criteria,
                 generation_config, others, fill=False,
             )  # fmt: skip
+            self._check_end_of_line(model)
             own = request.positions[: request.batch]
             if not torch.equal(own, positions_of(own + 1)):
                 raise OptionError(
@@ -232,6 +234,14 @@ class ZipAR:
 
         model.generate(input_ids, custom_generate=write, **settings)
         return engines[0]
+
+    def _check_end_of_line(self, model: Any) -> None:
+        tokens = model.get_input_embeddings().weight.shape[0]
+        if self.end_of_line is not None and self.end_of_line >= tokens:
+            raise OptionError(
+                f"end_of_line is {self.end_of_line}; {type(model).__name__} has the tokens 0 to "
+                f"{tokens - 1}"
+            )
 
     def _refuse_ends_of_lines(self) -> None:
         if self.end_of_line is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
+import types
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -80,8 +81,9 @@ class StepCapture:
     computes nothing. Where a guard fails (an adapter switched, a module or a hook put in, another
     dtype, shape or setting) that captures the step anew; else it hands over the model's tensors of
     now, which take the place of those before (changed in place, or by `load_state_dict` with
-    assign=True). A step that was captured once is found again. What has no guard is code that
-    Dynamo doesn't trace into: operators of C++ and custom ones; those depend on their arguments.
+    assign=True). A step that was captured once is found again. Methods of classes have no guard, so
+    those of the model's are compared here: which functions they are. What nothing sees: a function
+    whose code is put in its place in it, and classes of helpers that are no modules.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -90,12 +92,7 @@ class StepCapture:
         self.steps: dict[int, DecodeStep] = {}
         self._numbers = itertools.count()
         self._seen: _Seen | None = None
-        compiling: Any = torch.compile  # its stubs lack isolate_recompiles
-        # Dynamo keeps the back end for as long as it runs: it must not keep this and its tensors.
-        self._run: Callable[..., Any] = compiling(
-            _decode, backend=functools.partial(_collect, weakref.ref(self)), fullgraph=True,
-            dynamic=False, isolate_recompiles=True,
-        )  # fmt: skip
+        self._runs: dict[Any, Callable[..., Any]] = {}  # by the methods of a model's classes
 
     @torch.no_grad()
     def __call__(self, model: Any, caches: Sequence[Tensor]) -> DecodeStep:
@@ -105,12 +102,22 @@ class StepCapture:
         """
         name = type(model).__name__
         given = self._inputs(caches)
+        methods = _methods(model)
+        if methods not in self._runs:
+            compiling: Any = torch.compile  # its stubs lack isolate_recompiles
+            # Dynamo keeps the back end for ever: it must not keep this and its tensors.
+            self._runs[methods] = compiling(
+                _decode, backend=functools.partial(_collect, weakref.ref(self)), fullgraph=True,
+                dynamic=False, isolate_recompiles=True,
+            )  # fmt: skip
         config: Any = torch._dynamo.config
         try:
             with config.patch(
                 recompile_limit=UNREACHED, accumulated_recompile_limit=UNREACHED, **ALL_GUARDS
             ):
-                self._run(model, cache_name(model), self.heads, *given.values(), list(caches))
+                self._runs[methods](
+                    model, cache_name(model), self.heads, *given.values(), list(caches)
+                )
         except torch._dynamo.exc.Unsupported as error:
             raise OptionError(
                 f"the decode step of {name} can't be captured as one graph: {first_line(error)}"
@@ -176,6 +183,18 @@ def _collect(
         return tuple(torch.empty(0) for _ in range(count))
 
     return call
+
+
+def _methods(model: nn.Module) -> frozenset[tuple[type, str, Any]]:
+    """The functions that the classes of a model's modules have for methods."""
+    kinds = {type(each) for each in model.modules()}
+    classes = {each for kind in kinds for each in kind.__mro__}
+    return frozenset(
+        (each, name, method)
+        for each in classes
+        for name, method in vars(each).items()
+        if isinstance(method, types.FunctionType)
+    )
 
 
 def _renew(module: Step, inputs: Sequence[Any]) -> None:
