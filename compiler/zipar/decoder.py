@@ -100,7 +100,7 @@ class State(NamedTuple):
     number: int64 [1], passes so far. known: int64 [B or 2 B, places], the tokens, see Layout.
     written: bool, as large, which of them have entered, so that the cache holds them. more: see the
     decoders. caches: keys and values of each layer in turn. records: of each pass of a call, where
-    they are asked for: the places [B, N] that it asked for, their scores and their logits [B, N, V].
+    they are asked for: the places [B, N] that it asked for, their scores and logits [B, N, V].
     """
 
     number: Tensor
@@ -134,8 +134,8 @@ class Decoder(nn.Module):
         self, number: Tensor, known: Tensor, written: Tensor, positions: Tensor,
         random: tuple[Tensor, ...], more: tuple[Tensor, ...], *caches: Tensor,
     ) -> State:  # fmt: skip
-        """positions: int64 [B or 2 B, places], see `Layout.start`; what is at a negative one is never
-        seen. random: `draws`. caches: written to; they are those of the result."""
+        """positions: int64 [B or 2 B, places], see `Layout.start`; what is at a negative one is
+        never seen. random: `draws`. caches: written to; they are those of the result."""
         state = State(number, known, written, more, caches)
         for _ in range(self.unroll):
             state = self.one_pass(state, positions, random)

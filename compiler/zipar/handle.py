@@ -33,12 +33,17 @@ JANUS_TAKES = ("attention_mask", "logits_processor", "generation_config")
 
 
 @dataclass(frozen=True)
-class _Build:
-    """For requests of one key: the model's step, and for each state of the model that it was
-    captured in a decoder, and that compiled."""
+class _Builds:
+    """Of one model.
 
-    capture: StepCapture
-    decoders: dict[DecodeStep, tuple[Decoder, Callable[..., State]]] = field(default_factory=dict)
+    captures: its step, by the shape of the prompts. decoders: by the request's key and the step
+    as it was captured, and each compiled.
+    """
+
+    captures: dict[Any, StepCapture] = field(default_factory=dict)
+    decoders: dict[tuple[Any, DecodeStep], tuple[Decoder, Callable[..., State]]] = field(
+        default_factory=dict
+    )
 
 
 @dataclass(frozen=True)
@@ -46,12 +51,12 @@ class _Drawn:
     """What was decoded.
 
     tokens: int64 [B, N]; with ends of a picture, no longer than the longest one. scores, logits:
-    of each token [B, V], or None.
+    a tensor [B, V] for each token, or None.
     """
 
     tokens: Tensor
-    scores: tuple[Tensor, ...] | None = None
-    logits: tuple[Tensor, ...] | None = None
+    scores: Any = None
+    logits: Any = None
 
 
 class ZipAR:
@@ -117,9 +122,7 @@ class ZipAR:
         self.options = options
         self.progress = progress
         self.passes: Tensor | None = None  # of each sample of the last picture
-        self._builds: weakref.WeakKeyDictionary[Any, dict[Any, _Build]] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._builds: weakref.WeakKeyDictionary[Any, _Builds] = weakref.WeakKeyDictionary()
 
     @property
     def schedule(self) -> Raster:
@@ -128,8 +131,8 @@ class ZipAR:
 
     def report(self, model: Any) -> list[PassResult]:
         """What the pass did to a model, for each form in which it has been compiled."""
-        builds = self._builds.get(model, {}).values()
-        return [step.result for build in builds for step in build.decoders]
+        builds = self._builds.get(model)
+        return [] if builds is None else [step.result for _, step in builds.decoders]
 
     @torch.no_grad()
     def __call__(
@@ -261,20 +264,21 @@ class ZipAR:
     def _decode(self, request: Request) -> _Drawn:
         layout = Layout(self.raster, request.prompts.shape[1])
         caches = _prefill(request, layout)
-        builds = self._builds.setdefault(request.owner, {})
-        if request.key not in builds:
-            builds[request.key] = _Build(self._capture())
-        build = builds[request.key]
-        step = build.capture(request.model, caches)
-        if step not in build.decoders:
+        builds = self._builds.setdefault(request.owner, _Builds())
+        shape = tuple(request.prompts.shape)
+        if shape not in builds.captures:
+            builds.captures[shape] = self._capture()
+        step = builds.captures[shape](request.model, caches)
+        key = (request.key, step)
+        if key not in builds.decoders:
             decoder = self._decoder(request, step, caches, layout)
             compiling: Any = torch.compile  # its stubs lack isolate_recompiles
             run = compiling(
                 decoder, backend="accel", fullgraph=True, dynamic=False, isolate_recompiles=True,
                 options=dict(self.options) if self.options else None,
             )  # fmt: skip
-            build.decoders[step] = decoder, run
-        decoder, run = build.decoders[step]
+            builds.decoders[key] = decoder, run
+        decoder, run = builds.decoders[key]
         return self._run(decoder, run, request, caches)
 
     def _capture(self) -> StepCapture:

@@ -98,13 +98,12 @@ class Request:
             raise OptionError("a prompt ends with padding; pad on the left")
         _check_model(self.owner, self.model, int(self.positions.max()) + 1 + raster.tokens)
         more = -length % LENGTHS if fill and length > 1 else 0
-        return dataclasses.replace(self, **_filled(self.prompts, self.positions, more))
+        prompts, positions = _filled(self.prompts, self.positions, more)
+        return dataclasses.replace(self, prompts=prompts, positions=positions)
 
 
-def _filled(prompts: Tensor, positions: Tensor, more: int) -> dict[str, Tensor]:
-    return {
-        "prompts": pad(prompts, (more, 0)), "positions": pad(positions, (more, 0), value=HIDDEN)
-    }  # fmt: skip
+def _filled(prompts: Tensor, positions: Tensor, more: int) -> tuple[Tensor, Tensor]:
+    return pad(prompts, (more, 0)), pad(positions, (more, 0), value=HIDDEN)
 
 
 def positions_of(mask: Tensor) -> Tensor:
@@ -161,9 +160,7 @@ def language_request(
             _filled(each, place, width - each.shape[1])
             for each, place in ((prompts, positions), (without.to(prompts), places))
         ]
-        prompts, positions = (
-            torch.cat([each[name] for each in both]) for name in ("prompts", "positions")
-        )
+        prompts, positions = map(torch.cat, zip(*both, strict=True))
     filler = getattr(config, "_pad_token_tensor", None)
     records = bool(config.return_dict_in_generate) and bool(
         config.output_scores or config.output_logits
@@ -273,7 +270,8 @@ def _check_model(owner: Any, model: Any, tokens: int) -> None:
         missing = [each for each in MODEL_TAKES if each not in parameters]
         if missing:
             raise OptionError(
-                f"the forward of {name} takes no {' and no '.join(missing)}, which ZipAR hands to it"
+                f"the forward of {name} takes no {' and no '.join(missing)}; ZipAR needs models "
+                "that do"
             )
     config = owner.config.get_text_config()
     kinds = sorted(set(get_layer_types_and_kwargs(config)[0]))

@@ -32,13 +32,13 @@ from ...passes.raster import Raster
 from .names import CACHE_NAMES
 
 __all__ = [
-    "Scores", "check_config", "check_model_inputs", "ends_of", "exact", "processors_of", "scores_of",
-    "unseen",
+    "Scores", "check_config", "check_model_inputs", "ends_of", "exact", "processors_of",
+    "scores_of", "unseen",
 ]  # fmt: skip
 
-# Fields of GenerationConfig that become logits processors or stopping criteria, which are looked at
-# one by one (`scores_of`, `ends_of`); that `generate` acts on before it calls a decoding method; or
-# that are read below and where a picture is returned.
+# Fields of GenerationConfig that become logits processors or stopping criteria, which are looked
+# at one by one (`scores_of`, `ends_of`); that `generate` acts on before it calls a decoding method;
+# or that are read below and where a picture is returned.
 CONSUMED = frozenset({
     "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff",
     "repetition_penalty", "encoder_repetition_penalty", "no_repeat_ngram_size",
@@ -290,7 +290,9 @@ def _without_ends(processor: Any, raster: Raster, prompt: int) -> list[Any]:
             f"{raster.tokens}, or leave it out"
         )
     ends = processor.eos_token_id
-    return [SuppressTokensLogitsProcessor(ends.flatten().tolist(), ends.device)] if asked > 0 else []
+    return (
+        [SuppressTokensLogitsProcessor(ends.flatten().tolist(), ends.device)] if asked > 0 else []
+    )
 
 
 def exact(value: Any) -> Any:

@@ -133,8 +133,8 @@ def test_each_change_shows(changes: list[Change]) -> None:
         change(model)
         seen.append(drawn(model, zipar))
     assert [found for found, _ in seen] == [expected for _, expected in seen]
-    # Not all changes are of weight to six tokens, but a picture of the first model would show.
-    assert len({tuple(expected) for _, expected in seen}) > len(changes) // 2
+    # A change of precision should not show; but what the first model draws would.
+    assert len({tuple(expected) for _, expected in seen}) >= 3
 
 
 def test_adapters() -> None:
