@@ -73,7 +73,7 @@ class AdaptiveDecoder(Decoder):
         """And two for each pass: for the test, and for what is drawn where it fails."""
         return (*super().draws(batch), (batch, self.most + self.unroll, 2))
 
-    def one_pass(self, state: State, padding: Tensor, random: tuple[Tensor, ...]) -> State:
+    def one_pass(self, state: State, positions: Tensor, random: tuple[Tensor, ...]) -> State:
         layout, first_token = self.layout, self.sampler.first
         uniform, tests = random
         held, fed, trying, before, passes = state.more
@@ -81,7 +81,7 @@ class AdaptiveDecoder(Decoder):
         passes = passes + (held[:, -1] < layout.raster.columns)
         entries = self.entries(held, fed)
         logits, written, caches = self.logits(
-            state, layout.place(entries.slots), layout.place(entries.sources), padding
+            state, layout.place(entries.slots), layout.place(entries.sources), positions
         )
         probabilities = self.sampler.probabilities(logits)
         rows, targets, asks, first, whole = (
@@ -110,7 +110,8 @@ class AdaptiveDecoder(Decoder):
             torch.where(first.any(1)[:, None], after, before),
             passes,
         )
-        return State(state.number + 1, known, written, more, caches)
+        records = self.recorded(state, place, logits)
+        return State(state.number + 1, known, written, more, caches, records)
 
     def entries(self, held: Tensor, fed: Tensor) -> _Entries:
         """Of the next pass, for what each row holds; as `Raster.passes` has it for a window that

@@ -33,17 +33,20 @@ class Layout:
         return torch.where(index == NOTHING, self.length - 1, index + self.prompt)
 
     def start(
-        self, prompts: Tensor, valid: Tensor, end_of_line: int | None
-    ) -> tuple[Tensor, Tensor]:
-        """What is known before the first pass, and what of it has entered: all of the prompts
-        [B, prompt] but for their last token, which enters the first pass."""
+        self, prompts: Tensor, positions: Tensor, end_of_line: int | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What is known before the first pass; what of it has entered: all of the prompts
+        [B, prompt] but for their last token, which enters the first pass; and the positions of all
+        places, which go on from those of the prompts [B, prompt]."""
         known = pad(prompts, (0, self.length - self.prompt))
         if end_of_line is not None:
             place = torch.arange(self.length, device=known.device) - self.prompt
             ends = (place >= 0) & (place % self.raster.stride == self.raster.columns)
             known = known.masked_fill(ends, end_of_line)
-        entered = pad(valid[:, :-1].bool(), (0, self.length - self.prompt + 1))
-        return known, entered
+        entered = pad(positions[:, :-1] >= 0, (0, self.length - self.prompt + 1))
+        after = torch.arange(1, self.raster.tokens + 1, device=known.device)
+        spare = torch.zeros_like(positions[:, -1:])
+        return known, entered, torch.cat([positions, positions[:, -1:] + after, spare], 1)
 
 
 class Sampler(nn.Module):
@@ -53,13 +56,15 @@ class Sampler(nn.Module):
     strongly the second half of the batch, without the prompt, is left behind (classifier-free
     guidance): unconditional + guidance * (conditional - unconditional); None: no such half.
     allowed: bool [V], which tokens may be drawn. first: the token that the first logit is of.
+    normalised: whether it is log-probabilities that are guided, not logits.
     """
 
     def __init__(
         self, sample: bool, warp: Callable[[Tensor], Tensor] | None, guidance: float | None,
-        allowed: Tensor | None, first: int = 0,
+        allowed: Tensor | None, first: int = 0, normalised: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
+        self.normalised = normalised
         self.first = first
         self.sample = sample
         self.warp = warp
@@ -69,7 +74,16 @@ class Sampler(nn.Module):
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Logits [B or 2 B, N, V] to probabilities [B, N, V]; greedy ones are 0 and 1."""
+        scores = self.scores(logits)
+        if self.sample:
+            return scores.softmax(-1)
+        return nn.functional.one_hot(scores.argmax(-1), scores.shape[-1]).float()
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Logits [B or 2 B, N, V] to what probabilities are made of, [B, N, V]."""
         scores = logits.float()
+        if self.normalised:
+            scores = scores.log_softmax(-1)
         if self.guidance is not None:
             conditional, unconditional = scores.chunk(2)
             scores = unconditional + self.guidance * (conditional - unconditional)
@@ -77,9 +91,7 @@ class Sampler(nn.Module):
             scores = scores.masked_fill(~self.allowed, -torch.inf)
         if self.warp is not None:
             scores = self.warp(scores.flatten(0, 1)).unflatten(0, scores.shape[:2])
-        if self.sample:
-            return scores.softmax(-1)
-        return nn.functional.one_hot(scores.argmax(-1), scores.shape[-1]).float()
+        return scores
 
 
 class State(NamedTuple):
@@ -87,7 +99,8 @@ class State(NamedTuple):
 
     number: int64 [1], passes so far. known: int64 [B or 2 B, places], the tokens, see Layout.
     written: bool, as large, which of them have entered, so that the cache holds them. more: see the
-    decoders. caches: keys and values of each layer in turn.
+    decoders. caches: keys and values of each layer in turn. records: of each pass of a call, where
+    they are asked for: the places [B, N] that it asked for, their scores and logits [B, N, V].
     """
 
     number: Tensor
@@ -95,13 +108,16 @@ class State(NamedTuple):
     written: Tensor
     more: tuple[Tensor, ...]
     caches: tuple[Tensor, ...]
+    records: tuple[tuple[Tensor, ...], ...] = ()
 
 
 class Decoder(nn.Module):
     """`unroll` passes over a state.
 
-    step: see `capture_step`.
+    step: see `DecodeStep`. records: whether the state has them.
     """
+
+    records = False
 
     def __init__(
         self, step: nn.Module, layout: Layout, sampler: Sampler, unroll: int, dtype: torch.dtype
@@ -115,19 +131,19 @@ class Decoder(nn.Module):
         self.dtype = dtype
 
     def forward(
-        self, number: Tensor, known: Tensor, written: Tensor, padding: Tensor,
+        self, number: Tensor, known: Tensor, written: Tensor, positions: Tensor,
         random: tuple[Tensor, ...], more: tuple[Tensor, ...], *caches: Tensor,
     ) -> State:  # fmt: skip
-        """padding: int64 [B or 2 B], places before each sample's prompt. random: `draws`. caches:
-        written to; they are those of the result."""
+        """positions: int64 [B or 2 B, places], see `Layout.start`; what is at a negative one is
+        never seen. random: `draws`. caches: written to; they are those of the result."""
         state = State(number, known, written, more, caches)
         for _ in range(self.unroll):
-            state = self.one_pass(state, padding, random)
+            state = self.one_pass(state, positions, random)
         # Into the same memory: Inductor then writes a pass's few tokens instead of whole caches.
         kept = tuple(old.copy_(new) for old, new in zip(caches, state.caches, strict=True))
         return state._replace(caches=kept)
 
-    def one_pass(self, state: State, padding: Tensor, random: tuple[Tensor, ...]) -> State:
+    def one_pass(self, state: State, positions: Tensor, random: tuple[Tensor, ...]) -> State:
         """The state after one more pass."""
         raise NotImplementedError
 
@@ -158,8 +174,17 @@ class Decoder(nn.Module):
         index = places - self.layout.prompt
         return values.gather(1, index.clamp(max=values.shape[1] - 1))
 
+    def recorded(
+        self, state: State, places: Tensor, logits: Tensor
+    ) -> tuple[tuple[Tensor, ...], ...]:
+        """The state's records and those of a pass that asked for the tokens at places [B, N]."""
+        if not self.records:
+            return ()
+        scores = self.sampler.scores(logits)
+        return (*state.records, (places, scores, logits[: len(scores)].float()))
+
     def logits(
-        self, state: State, slots: Tensor, sources: Tensor, padding: Tensor
+        self, state: State, slots: Tensor, sources: Tensor, positions: Tensor
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Logits of the entries [B, T] of a pass; which slots are then written; the caches.
 
@@ -169,12 +194,11 @@ class Decoder(nn.Module):
         fed = state.known.gather(1, sources)
         written = state.written.scatter(1, slots, True)
         place = torch.arange(self.layout.length, device=slots.device)
-        visible = (written & (place >= padding[:, None]))[:, None] & (place <= slots[..., None])
+        visible = (written & (positions >= 0))[:, None] & (place <= slots[..., None])
         mask = torch.zeros(visible.shape, dtype=self.dtype, device=slots.device)
         mask = mask.masked_fill(~visible, self.hidden)[:, None]
-        spare = slots == self.layout.length - 1
-        positions = (slots - padding[:, None]).clamp(min=0).masked_fill(spare, 0)
-        logits, *caches = self.step(fed, positions, mask, slots, *state.caches)
+        own = positions.gather(1, slots).clamp(min=0)
+        logits, *caches = self.step(fed, own, mask, slots, *state.caches)
         return logits, written, tuple(caches)
 
 
@@ -194,15 +218,16 @@ class FixedDecoder(Decoder):
         self.register_buffer("sources", layout.place(tables.sources))
         self.register_buffer("targets", layout.place(tables.targets))
 
-    def one_pass(self, state: State, padding: Tensor, random: tuple[Tensor, ...]) -> State:
+    def one_pass(self, state: State, positions: Tensor, random: tuple[Tensor, ...]) -> State:
         (uniform,) = random
         batch = len(uniform)
         slots, sources, targets = (
             table.index_select(0, state.number).expand(batch, -1)
             for table in (self.slots, self.sources, self.targets)
         )
-        logits, written, caches = self.logits(state, slots, sources, padding)
+        logits, written, caches = self.logits(state, slots, sources, positions)
         probabilities = self.sampler.probabilities(logits)
         drawn = draw(probabilities, self.of_picture(uniform, targets)) + self.sampler.first
         known = state.known.scatter(1, self.rows(targets), self.rows(drawn))
-        return State(state.number + 1, known, written, (), caches)
+        records = self.recorded(state, targets, logits)
+        return State(state.number + 1, known, written, (), caches, records)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .decoder import Decoder, State
+from .request import positions_of
 
 __all__ = ["Picture"]
 
@@ -39,15 +40,16 @@ class Picture(nn.Module):
         """
         decoder, layout = self.decoder, self.decoder.layout
         device, batch = uniform.device, len(uniform)
-        padding = (attention_mask == 0).sum(1)
         random = (uniform,) if tests is None else (uniform, tests)
-        known, entered = layout.start(input_ids, attention_mask, self.end_of_line)
+        known, entered, positions = layout.start(
+            input_ids, positions_of(attention_mask), self.end_of_line
+        )
         zeros = torch.zeros(1, dtype=torch.long, device=device)
         caches = tuple(
             torch.zeros(each, dtype=decoder.dtype, device=device) for each in self.caches
         )
         if layout.prompt > 1:
-            caches = self._read(zeros, known, entered, padding, caches)
+            caches = self._read(zeros, known, entered, positions, caches)
         more = decoder.begin(batch, device)
 
         def state_of(number: Tensor, known: Tensor, entered: Tensor, *rest: Tensor) -> State:
@@ -57,7 +59,7 @@ class Picture(nn.Module):
             return decoder.unfinished(state_of(*tensors))[0]
 
         def one_pass(*tensors: Tensor) -> tuple[Tensor, ...]:
-            state = decoder.one_pass(state_of(*tensors), padding, random)
+            state = decoder.one_pass(state_of(*tensors), positions, random)
             return state.number, state.known, state.written, *state.more, *state.caches
 
         result = torch.while_loop(unfinished, one_pass, (zeros, known, entered, *more, *caches))
@@ -65,7 +67,7 @@ class Picture(nn.Module):
         return tokens - decoder.sampler.first
 
     def _read(
-        self, number: Tensor, known: Tensor, entered: Tensor, padding: Tensor,
+        self, number: Tensor, known: Tensor, entered: Tensor, positions: Tensor,
         caches: tuple[Tensor, ...],
     ) -> tuple[Tensor, ...]:  # fmt: skip
         """The caches with all of the prompts in them but for their last token."""
@@ -82,7 +84,7 @@ class Picture(nn.Module):
             slots = torch.where(slots < layout.prompt - 1, slots, layout.length - 1)
             slots = slots.expand(batch, -1)
             state = State(number, known, written, (), caches)
-            _, written, caches = decoder.logits(state, slots, slots, padding)
+            _, written, caches = decoder.logits(state, slots, slots, positions)
             return number + 1, written, *caches
 
         _, _, *caches = torch.while_loop(unread, read, (number, before, *caches))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,46 +12,52 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers.cache_utils import get_layer_types_and_kwargs
-from transformers.generation.logits_process import (
-    LogitsProcessorList,
-    UnbatchedClassifierFreeGuidanceLogitsProcessor,
-)
-from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
+from transformers.generation.logits_process import ClassifierFreeGuidanceLogitsProcessor
 
 from ...kernels.errors import OptionError
 from ...passes.zipar.raster import Raster
-from .janus import JanusPictures
+from .janus import JanusPictures, check_grid
+from .settings import (
+    check_config,
+    check_model_inputs,
+    ends_of,
+    exact,
+    processors_of,
+    scores_of,
+)
 
-__all__ = ["Request", "janus_request", "language_request"]
+__all__ = ["HIDDEN", "Request", "janus_request", "language_request", "positions_of"]
 
-# What needs nothing but the scores of the token that is asked for.
-WARPERS = (
-    "TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "MinPLogitsWarper",
-    "TypicalLogitsWarper", "EpsilonLogitsWarper", "EtaLogitsWarper",
-    "SuppressTokensLogitsProcessor", "LogitNormalization",
-)  # fmt: skip
 LENGTHS = 16  # prompts are padded to a multiple, so that other lengths find a compiled graph
-TAKEN = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
+MODEL_TAKES = ("input_ids", "position_ids", "attention_mask", "use_cache", "logits_to_keep")
+HIDDEN = -1  # instead of a position, where nothing looks
 
 
 @dataclass(frozen=True)
 class Request:
     """What is to be decoded.
 
-    owner: the user's model; model: that, or a view of it. prompts: int64 [B or 2 B, P], and which
-    of it is valid; with guidance its second half is without what is to be followed. sample:
-    whether tokens are drawn, or the likeliest taken. processors: transformers' own, of scores.
-    first: the token that the first logit is of.
+    owner: the user's model; model: that, or a view of it. prompts: int64 [B or 2 B, P]; with
+    guidance its second half is without what is to be followed. positions: int64, as large, HIDDEN
+    where there is padding. sample: whether tokens are drawn, or the likeliest taken. processors:
+    transformers' own, of scores. guidance: its strength or None; normalised: whether of
+    log-probabilities. first: the token that the first logit is of. records: whether scores and
+    logits are asked for. ends: the tokens that end a picture, int64 [N], or None; filler: what
+    comes after such a one.
     """
 
     owner: Any
     model: Any
     prompts: Tensor
-    valid: Tensor
+    positions: Tensor
     sample: bool
     processors: tuple[Any, ...]
     guidance: float | None
+    normalised: bool = False
     first: int = 0
+    records: bool = False
+    ends: Tensor | None = None
+    filler: int | None = None
 
     @property
     def batch(self) -> int:
@@ -58,13 +65,16 @@ class Request:
         return len(self.prompts) // (1 if self.guidance is None else 2)
 
     @property
+    def valid(self) -> Tensor:
+        """Which of the prompts is not padding, int64."""
+        return (self.positions != HIDDEN).long()
+
+    @property
     def key(self) -> tuple[Any, ...]:
-        """Requests with the same key can share a compiled decoder."""
-        parameter = next(self.owner.parameters())
+        """Requests with the same key can share a compiled decoder, where the model is the same."""
         return (
-            tuple(self.prompts.shape), self.sample, self.guidance, parameter.dtype,
-            parameter.device, _attention(self.model),
-            *(f"{type(each).__name__} {sorted(vars(each).items())}" for each in self.processors),
+            tuple(self.prompts.shape), self.sample, self.guidance, self.normalised, self.records,
+            *((type(each).__name__, exact(vars(each))) for each in self.processors),
         )  # fmt: skip
 
     @property
@@ -84,13 +94,22 @@ class Request:
         length = self.prompts.shape[1]
         if length < 1:
             raise OptionError("the prompt is empty; a picture begins after at least one token")
-        if not bool(self.valid[:, -1].all()):
+        if bool((self.positions[:, -1] == HIDDEN).any()):
             raise OptionError("a prompt ends with padding; pad on the left")
-        _check_model(self.owner, length + raster.tokens)
+        _check_model(self.owner, self.model, int(self.positions.max()) + 1 + raster.tokens)
         more = -length % LENGTHS if fill and length > 1 else 0
-        return dataclasses.replace(
-            self, prompts=pad(self.prompts, (more, 0)), valid=pad(self.valid, (more, 0))
-        )
+        prompts, positions = _filled(self.prompts, self.positions, more)
+        return dataclasses.replace(self, prompts=prompts, positions=positions)
+
+
+def _filled(prompts: Tensor, positions: Tensor, more: int) -> tuple[Tensor, Tensor]:
+    return pad(prompts, (more, 0)), pad(positions, (more, 0), value=HIDDEN)
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    """Positions as `generate` counts them, of a mask [B, P]; HIDDEN where that is 0."""
+    shown = mask != 0
+    return torch.where(shown, shown.long().cumsum(1) - 1, HIDDEN)
 
 
 def language_request(
@@ -107,21 +126,77 @@ def language_request(
 
     fill: whether prompts are made longer, so that others share the compiled graph.
     """
-    _check_generation(raster, config, stopping_criteria, others)
-    processors, guidance, (without, known) = _split(logits_processor)
-    mask = others.get("attention_mask")
-    mask = torch.ones_like(input_ids) if mask is None else mask
-    prompts, valid = input_ids, mask
-    if guidance is not None:
-        without = input_ids[:, -1:] if without is None else without
-        known = torch.ones_like(without) if known is None else known
-        length = max(prompts.shape[1], without.shape[1])
-        prompts, valid, without, known = (
-            pad(each, (length - each.shape[1], 0)) for each in (prompts, valid, without, known)
+    prompts = _prompts(input_ids)
+    batch, length = prompts.shape
+    check_config(config)
+    check_model_inputs(others)
+    ends = ends_of(stopping_criteria, config, model, raster, length)
+    scores = scores_of(logits_processor, model, raster, length)
+    mask = _mask(others.get("attention_mask"), prompts)
+    positions = positions_of(mask)
+    given = others.get("position_ids")
+    if given is not None:
+        if given.shape not in ((batch, length), (1, length)) or given.is_floating_point():
+            raise OptionError(
+                f"position_ids are {given.dtype} {list(given.shape)}; needed are whole numbers "
+                f"{[batch, length]}, one for each token of the prompt"
+            )
+        if bool((given < 0).any()):
+            raise OptionError("position_ids are below 0; needed are positions from 0 on")
+        positions = torch.where(mask != 0, given.to(positions), HIDDEN)
+    if scores.guidance is not None:
+        without = prompts[:, -1:] if scores.without is None else _prompts(scores.without)
+        if len(without) != batch:
+            raise OptionError(
+                f"{len(without)} negative prompts for {batch} pictures; give one for each "
+                "(num_return_sequences makes several pictures of a prompt)"
+            )
+        known = _mask(scores.valid, without)
+        # Transformers counts the positions of these by their places, padding or not.
+        places = torch.arange(without.shape[1], device=without.device)
+        places = torch.where(known != 0, places, HIDDEN)
+        width = max(length, without.shape[1])
+        both = [
+            _filled(each, place, width - each.shape[1])
+            for each, place in ((prompts, positions), (without.to(prompts), places))
+        ]
+        prompts, positions = map(torch.cat, zip(*both, strict=True))
+    filler = getattr(config, "_pad_token_tensor", None)
+    records = bool(config.return_dict_in_generate) and bool(
+        config.output_scores or config.output_logits
+    )
+    if records and raster.end_of_line:
+        raise OptionError(
+            "output_scores and output_logits: ends of lines are put in and have none; leave them "
+            "out"
         )
-        prompts, valid = torch.cat([prompts, without]), torch.cat([valid, known])
-    sample = bool(config.do_sample)
-    return Request(model, model, prompts, valid, sample, processors, guidance).checked(raster, fill)
+    return Request(
+        model, model, prompts, positions, bool(config.do_sample), scores.warpers, scores.guidance,
+        scores.normalised, records=records, ends=ends,
+        filler=None if filler is None else int(filler),
+    ).checked(raster, fill)  # fmt: skip
+
+
+def _prompts(input_ids: Tensor) -> Tensor:
+    if input_ids.dim() != 2 or input_ids.is_floating_point() or input_ids.dtype == torch.bool:
+        raise OptionError(
+            f"prompts are {input_ids.dtype} {list(input_ids.shape)}; needed are tokens, whole "
+            "numbers [batch, length]"
+        )
+    return input_ids.long()
+
+
+def _mask(mask: Tensor | None, prompts: Tensor) -> Tensor:
+    if mask is None:
+        return torch.ones_like(prompts)
+    if mask.shape != prompts.shape:
+        raise OptionError(
+            f"the attention mask is {list(mask.shape)}; needed is {list(prompts.shape)}, 1 for "
+            "each token of a prompt and 0 for padding"
+        )
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise OptionError("the attention mask has other values than 0 and 1, which ZipAR needs")
+    return mask.to(prompts.device)
 
 
 def janus_request(
@@ -136,110 +211,75 @@ def janus_request(
 ) -> tuple[Request, Any]:
     """Of what Janus' own `generate` takes, which has no place for a decoding method; and the
     generation's config. fill: see `language_request`."""
+    check_grid(model, raster)
     config, others = model._prepare_generation_config(generation_config, **settings)
-    _check_generation(raster, config, (), others)
-    guidance = 5.0 if config.guidance_scale is None else float(config.guidance_scale)
-    config.guidance_scale = None  # it has another meaning for transformers' own processors
-    model._prepare_special_tokens(config, attention_mask is not None, device=input_ids.device)
-    processors = model._get_logits_processor(
-        generation_config=config, input_ids_seq_length=input_ids.shape[1],
-        encoder_input_ids=input_ids, prefix_allowed_tokens_fn=None,
-        logits_processor=LogitsProcessorList(logits_processor), device=input_ids.device,
-    )  # fmt: skip
-    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    prompts, valid = (
-        each.repeat_interleave(config.num_return_sequences or 1, 0) for each in (input_ids, mask)
-    )
-    if guidance > 1:
-        kept = (config.bos_token_id, config.generation_kwargs["boi_token_id"])
-        is_kept = torch.isin(prompts, torch.tensor(kept, device=prompts.device))
-        without = torch.where(is_kept, prompts, config.pad_token_id)
-        prompts, valid = torch.cat([prompts, without]), torch.cat([valid, valid])
-    pictures = JanusPictures(model)
-    request = Request(
-        model, pictures, prompts, valid, bool(config.do_sample), _split(processors)[0],
-        guidance if guidance > 1 else None, pictures.first,
-    )  # fmt: skip
-    return request.checked(raster, fill), config
-
-
-def _check_generation(
-    raster: Raster, config: Any, stopping: Sequence[Any], others: Mapping[str, Any]
-) -> None:
-    if (config.num_beams or 1) > 1:
-        raise OptionError(f"num_beams is {config.num_beams}; ZipAR samples, or takes the best")
+    check_config(config)
+    unknown = [name for name, each in others.items() if each is not None]
+    if unknown:
+        raise OptionError(
+            f"{', '.join(unknown)}: Janus makes pictures of a prompt of tokens and its mask, and "
+            "takes no such setting for them; leave it out"
+        )
     asked = config.max_new_tokens
     if asked is not None and asked != raster.tokens:
         raise OptionError(
             f"max_new_tokens is {asked}, but a picture of {raster.rows} by {raster.columns} has "
             f"{raster.tokens} tokens; leave it out"
         )
-    for each in stopping:
-        if not isinstance(each, (MaxLengthCriteria, EosTokenCriteria)):
-            raise OptionError(
-                f"{type(each).__name__}: ZipAR stops after the picture and knows no other "
-                "stopping criterion"
-            )
-    if others.get("use_cache") is False:
-        raise OptionError("use_cache is False; ZipAR decodes with a cache")
-    given = {name: each for name, each in others.items() if name not in TAKEN}
-    unknown = [name for name, each in given.items() if _holds_something(each)]
-    if unknown:
-        raise OptionError(
-            f"{', '.join(unknown)}: ZipAR continues a prompt of tokens and takes no other inputs "
-            "of the model"
-        )
-    past = others.get("past_key_values")
-    if past is not None and past.get_seq_length() > 0:
-        raise OptionError("past_key_values already holds tokens; ZipAR reads the prompt itself")
-
-
-def _holds_something(value: Any) -> bool:
-    """`generate` hands on what it has not been given, too: None, or mappings of it."""
-    if isinstance(value, Mapping):
-        return any(map(_holds_something, value.values()))
-    return value is not None
-
-
-def _split(
-    processors: Sequence[Any],
-) -> tuple[tuple[Any, ...], float | None, tuple[Any, Any]]:
-    """What to do to scores; the guidance's strength, and its prompt and which of it is valid."""
-    warpers: list[Any] = []
-    guidance: float | None = None
-    without: Any = None, None
-    for each in processors:
-        name = type(each).__name__
-        if isinstance(each, UnbatchedClassifierFreeGuidanceLogitsProcessor):
-            if warpers:
-                raise OptionError(f"guidance comes after {type(warpers[0]).__name__}, not before")
-            guidance = float(each.guidance_scale)
-            context = each.unconditional_context
-            without = context["input_ids"], context["attention_mask"]
-        elif name in WARPERS:
-            warpers.append(each)
-        else:
-            raise OptionError(
-                f"the logits processor {name} looks at more than one token's scores, or is not "
-                f"known; ZipAR knows {', '.join(WARPERS)}, and guidance_scale"
-            )
-    return tuple(warpers), guidance, without
+    if config.return_dict_in_generate and (config.output_scores or config.output_logits):
+        raise OptionError("output_scores and output_logits: Janus gives none, leave them out")
+    guidance = 5.0 if config.guidance_scale is None else float(config.guidance_scale)
+    config.guidance_scale = None  # it has another meaning for transformers' own processors
+    own = list(logits_processor)
+    if guidance > 1:
+        own.append(ClassifierFreeGuidanceLogitsProcessor(guidance))
+    model._prepare_special_tokens(config, attention_mask is not None, device=input_ids.device)
+    prompts = _prompts(input_ids)
+    processors = processors_of(config, model, prompts, own)
+    scores = scores_of(processors, model, raster, prompts.shape[1])
+    mask = _mask(attention_mask, prompts)
+    prompts, mask = (
+        each.repeat_interleave(config.num_return_sequences or 1, 0) for each in (prompts, mask)
+    )
+    if scores.guidance is not None:
+        kept = (config.bos_token_id, config.generation_kwargs["boi_token_id"])
+        is_kept = torch.isin(prompts, torch.tensor(kept, device=prompts.device))
+        without = torch.where(is_kept, prompts, config.pad_token_id)
+        prompts, mask = torch.cat([prompts, without]), mask.repeat(2, 1)
+    # By their places, padding or not, as its own `generate` has it.
+    places = torch.arange(prompts.shape[1], device=prompts.device)
+    pictures = JanusPictures(model)
+    request = Request(
+        model, pictures, prompts, torch.where(mask != 0, places, HIDDEN), bool(config.do_sample),
+        scores.warpers, scores.guidance, first=pictures.first,
+    )  # fmt: skip
+    return request.checked(raster, fill), config
 
 
 def _attention(model: Any) -> str:
     return str(getattr(model.config.get_text_config(), "_attn_implementation", "sdpa"))
 
 
-def _check_model(model: Any, tokens: int) -> None:
+def _check_model(owner: Any, model: Any, tokens: int) -> None:
     """Raise OptionError for a model that can't be decoded so, before anything is computed."""
-    name = type(model).__name__
-    config = model.config.get_text_config()
+    name = type(owner).__name__
+    if owner.config.is_encoder_decoder:
+        raise OptionError(f"{name} has an encoder; ZipAR needs a model that is a decoder alone")
+    parameters = inspect.signature(model.forward).parameters
+    if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+        missing = [each for each in MODEL_TAKES if each not in parameters]
+        if missing:
+            raise OptionError(
+                f"the forward of {name} takes no {' and no '.join(missing)}; ZipAR needs models "
+                "that do"
+            )
+    config = owner.config.get_text_config()
     kinds = sorted(set(get_layer_types_and_kwargs(config)[0]))
     if kinds != ["full_attention"]:
         raise OptionError(
             f"{name} has layers of {', '.join(kinds)}; ZipAR needs full attention in all of them"
         )
-    attention = _attention(model)
+    attention = _attention(owner)
     if attention not in ("sdpa", "eager"):
         raise OptionError(
             f"{name} has attention {attention!r}, which does not take a mask of its own for each "

@@ -7,19 +7,30 @@ released code for LlamaGen and Lumina.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...kernels.errors import OptionError
 
-__all__ = ["NOTHING", "Entry", "Raster", "Tables"]
+__all__ = ["NOTHING", "Entry", "Raster", "Tables", "whole"]
 
 NOTHING = -2  # instead of an index, where a pass has fewer entries than the widest
 ROW_STARTS = ("latest", "completed")
+
+
+def whole(name: str, value: Any) -> int:
+    """A whole number of any kind (of Python, numpy, torch). Raises OptionError for others."""
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise OptionError(f"{name} is {value!r}; needed is a whole number")
 
 
 class Entry(NamedTuple):
@@ -69,6 +80,8 @@ class Raster:
     first_row_alone: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("rows", "columns", "window"):
+            object.__setattr__(self, name, whole(name, getattr(self, name)))
         if self.rows < 1 or self.columns < 1:
             raise OptionError(
                 f"a picture of {self.rows} rows and {self.columns} columns has no tokens; needed "

@@ -46,7 +46,8 @@ def write(cache: Tensor, slots: Tensor, new: Tensor) -> Tensor:
     """A cache [B, H, L, D] in which `new` [B, H, T, D] is at `slots`, int64 [B, T]."""
     batch = torch.arange(cache.shape[0], device=cache.device)[:, None, None]
     heads = torch.arange(cache.shape[1], device=cache.device)[None, :, None]
-    return cache.index_put((batch, heads, slots[:, None]), new)
+    # Under autocast they may be of another precision, as where a cache is made longer.
+    return cache.index_put((batch, heads, slots[:, None]), new.to(cache.dtype))
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ __all__ = ["Jacobi", "Released"]
 
 class _ReleasedDecoder(FixedDecoder):
     def logits(
-        self, state: State, slots: Tensor, sources: Tensor, padding: Tensor
+        self, state: State, slots: Tensor, sources: Tensor, positions: Tensor
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         return super().logits(
-            state._replace(written=torch.ones_like(state.written)), slots, sources, padding
+            state._replace(written=torch.ones_like(state.written)), slots, sources, positions
         )
 
 
@@ -76,7 +76,7 @@ class _JacobiDecoder(Decoder):
     def draws(self, batch: int) -> tuple[tuple[int, ...], ...]:
         return (*super().draws(batch), (batch, self.most + self.unroll, self.width, 2))
 
-    def one_pass(self, state: State, padding: Tensor, random: tuple[Tensor, ...]) -> State:
+    def one_pass(self, state: State, positions: Tensor, random: tuple[Tensor, ...]) -> State:
         layout, width = self.layout, self.width
         done, before, passes = state.more
         passes = passes + (done < layout.raster.tokens)
@@ -86,7 +86,7 @@ class _JacobiDecoder(Decoder):
         spare = layout.length - 1
         place = torch.where(inside, index + layout.prompt, spare)
         feeding = torch.where(inside, index - 1 + layout.prompt, spare)
-        logits, written, caches = self.logits(state, feeding, feeding, padding)
+        logits, written, caches = self.logits(state, feeding, feeding, positions)
         after = self.sampler.probabilities(logits)
         drafts = state.known.gather(1, place)
         # Ends of lines are known: certain, whatever the model says.
