@@ -14,6 +14,7 @@ from ..kernels.omnisparse.selection import SelectionSummary
 from ..passes import PASSES, PadePass, PassResult, Skip
 from ..passes.pade.schedule import Auto
 from .backend import compiled_graphs
+from .capture import NOT_WHOLE, captured
 from .export.engine import Engine
 from .lowering import CANNOT
 from .options import Options, parse_options
@@ -135,11 +136,11 @@ def explain(
     original = getattr(model, "_orig_mod", model)
     one_graph = True
     try:
-        torch.compile(original, backend=collect, fullgraph=True)(*args, **kwargs)
-    except (torch._dynamo.exc.Unsupported, torch._dynamo.exc.UserError):  # such as sizes in data
+        captured(original, collect)(*args, **kwargs)
+    except NOT_WHOLE:
         one_graph = False
         graphs.clear()
-        torch.compile(original, backend=collect)(*args, **kwargs)
+        captured(original, collect, whole=False)(*args, **kwargs)
     return Report(tuple(graphs), parsed, one_graph)
 
 

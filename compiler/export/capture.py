@@ -26,15 +26,14 @@ from ...passes.graph.nodes import (
     results_of,
     value_of,
 )
+from ..capture import NOT_WHOLE, captured
 from ..options import Options
 from ..pipeline import rewrite
 from ..sizes import evaluate, text_of
 from .manifest import LIKELY
 from .paths import Path, flatten
 
-__all__ = ["UNREACHED", "Captured", "Step", "capture", "signature_of", "sources_of"]
-
-UNREACHED = 2**16  # compilations of one class
+__all__ = ["Captured", "Step", "capture", "signature_of", "sources_of"]
 
 
 class Step(nn.Module):
@@ -210,12 +209,8 @@ def _trace(
             else:
                 torch._dynamo.maybe_mark_dynamic(leaf, dim)
     try:
-        # Each capture is a compilation of its own, however often this class was compiled before.
-        with torch._dynamo.config.patch(
-            recompile_limit=UNREACHED, accumulated_recompile_limit=UNREACHED
-        ):
-            result = torch.compile(model, backend=collect, fullgraph=True)(**arguments)
-    except torch._dynamo.exc.Unsupported as error:
+        result = captured(model, collect)(**arguments)
+    except NOT_WHOLE as error:
         raise ExportError(
             f"{name} can't be captured as one graph: {first_line(error)}. Only a model that "
             "torch.compile(fullgraph=True) takes can be exported"

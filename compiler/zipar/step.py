@@ -21,7 +21,8 @@ from ...passes.base import PassResult
 from ...passes.graph.emit import Slot, add_input
 from ...passes.graph.nodes import results_of, value_of
 from ...passes.zipar.rewrite import CacheState, ZipARPass
-from ..export.capture import UNREACHED, Step, sources_of
+from ..capture import NOT_WHOLE, captured
+from ..export.capture import Step, sources_of
 from .names import cache_name
 
 __all__ = ["DecodeStep", "StepCapture"]
@@ -105,21 +106,14 @@ class StepCapture:
         given = self._inputs(caches)
         methods = _methods(model)
         if methods not in self._runs:
-            compiling: Any = torch.compile  # its stubs lack isolate_recompiles
             # Dynamo keeps the back end for ever: it must not keep this and its tensors.
-            self._runs[methods] = compiling(
-                _decode, backend=functools.partial(_collect, weakref.ref(self)), fullgraph=True,
+            self._runs[methods] = captured(
+                _decode, functools.partial(_collect, weakref.ref(self)), config=ALL_GUARDS,
                 dynamic=False, isolate_recompiles=True,
             )  # fmt: skip
-        config: Any = torch._dynamo.config
         try:
-            with config.patch(
-                recompile_limit=UNREACHED, accumulated_recompile_limit=UNREACHED, **ALL_GUARDS
-            ):
-                self._runs[methods](
-                    model, cache_name(model), self.heads, *given.values(), list(caches)
-                )
-        except torch._dynamo.exc.Unsupported as error:
+            self._runs[methods](model, cache_name(model), self.heads, *given.values(), list(caches))
+        except NOT_WHOLE as error:
             raise OptionError(
                 f"the decode step of {name} can't be captured as one graph: {first_line(error)}"
             ) from error
