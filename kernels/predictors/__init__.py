@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from ..errors import OptionError
 from .base import MOMENTS, Predictor, Signals, judge, judged, moments
@@ -65,7 +66,8 @@ def predictor_name(predictor: str | Predictor) -> str:
     if name is not None:
         return name
     kind = type(predictor)
-    fields = dataclasses.fields(predictor) if dataclasses.is_dataclass(predictor) else ()
+    plain: Any = predictor
+    fields = dataclasses.fields(plain) if dataclasses.is_dataclass(plain) else ()
     values = ", ".join(f"{each.name}={_text(getattr(predictor, each.name))}" for each in fields)
     return f"{kind.__module__}.{kind.__qualname__}({values})"
 

@@ -65,8 +65,8 @@ class _Rewrite:
         # Streams that lay their samples end to end have no batch dimension to tell apart.
         batch = values[0].shape[0] if len({str(value.shape[0]) for value in values}) == 1 else 1
         with fake_mode(graph):
-            streams = tuple(self._stream_state(value, batch) for value in values)
-        state = StackState(streams, batch, self.predictor, clock, region.blocks)
+            forms = tuple(self._stream_state(value, batch) for value in values)
+        state = StackState(forms, batch, self.predictor, clock, region.blocks)
         compute, *added = [add_input(module, slot) for slot in state.inputs]
         states = state.by_stream(added)
 

@@ -142,7 +142,8 @@ class _Trial:
             blank = torch.zeros(times.shape), torch.ones(()), torch.zeros(measured.shape)
             known = self._call(partial(predictor.coefficients, *blank), "coefficients", advice)
         if known is not None:
-            values.append(predictor.coefficients(times, _left(), measured).float())
+            coefficients: Any = predictor.coefficients(times, _left(), measured)
+            values.append(coefficients.float())
         graph = fx.Graph()
         nodes = []
         for index, value in enumerate(values):
