@@ -2,6 +2,7 @@
 
 from .base import Added, Constants, Feature, Pass, PassResult, Program, Reason, Skip, Slot, State
 from .codebook import CodebookPass, SingleQueryPass
+from .fuse_projections import FuseProjectionsPass
 from .graph.verify import verify
 from .omnisparse import OmniSparsePass
 from .outline import OutlinePass
@@ -13,6 +14,7 @@ __all__ = [
     "CodebookPass",
     "Constants",
     "Feature",
+    "FuseProjectionsPass",
     "OmniSparsePass",
     "OutlinePass",
     "PadePass",
@@ -28,9 +30,10 @@ __all__ = [
     "verify",
 ]
 
-# Tables come first, as they leave less to do; then attention, while all of it is in one graph.
-# Outlining comes late: the others read single operations, which it hides in subgraphs. What comes
-# after it is for graphs that call none.
+# Tables come first, as they leave less to do. Then projections: their fused weights have to be inputs
+# by the time that a branch or a subgraph takes blocks in. Then attention, while all of it is in one
+# graph. Outlining comes late: the others read single operations, which it hides in subgraphs. What
+# comes after it is for graphs that call none.
 PASSES: tuple[type[Pass], ...] = (
-    CodebookPass, OmniSparsePass, PadePass, OutlinePass, SingleQueryPass,
+    CodebookPass, FuseProjectionsPass, OmniSparsePass, PadePass, OutlinePass, SingleQueryPass,
 )  # fmt: skip
