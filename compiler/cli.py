@@ -91,6 +91,8 @@ def _application() -> Any:
             "the command line needs typer and rich: pip install 'accel-compiler[examples]'"
         ) from error
 
+    from .export import FORMATS
+
     application = typer.Typer(help="Graph-level compiler passes that make generative models fast.")
     console = Console()
 
@@ -113,7 +115,8 @@ def _application() -> Any:
         if dump is not None:
             console.print(f"written: {dump}", markup=False)
 
-    engine_path = typer.Argument(None, help="The engine to write: .onnx or .pt2 by its suffix.")
+    kinds = "; ".join(f"{form.suffix}: {form.summary}" for form in FORMATS)
+    engine_path = typer.Argument(None, help=f"The engine to write, by its suffix ({kinds}).")
     repository_path = typer.Option(None, help="The model repository to write instead.")
 
     @application.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -14,17 +15,20 @@ from ...kernels.errors import EngineError, ExportError, OptionError
 from ...kernels.predictors import PREDICTORS, predictor_name
 from ...passes import PadePass
 from ..options import Options, parse_options
-from . import aoti_package, onnx_file
+from .aoti_package import AotiPackage
 from .capture import Captured, capture
 from .engine import Engine
+from .formats import Format
 from .manifest import Manifest
+from .onnx_file import OnnxFile
 from .paths import flatten
+from .portable_program import PortableProgram
 from .program import exported_program, manifest_of
 from .trial import try_out
 
-__all__ = ["Engine", "Manifest", "export", "load"]
+__all__ = ["FORMATS", "Engine", "Manifest", "export", "load"]
 
-FORMATS: dict[str, Any] = {".onnx": onnx_file, ".pt2": aoti_package}
+FORMATS: tuple[type[Format], ...] = (OnnxFile, AotiPackage, PortableProgram)
 
 
 def export(
@@ -39,16 +43,16 @@ def export(
     """Write `model` with its skip branch as one file, and load it.
 
     args, kwargs: example inputs. free_sizes: every size above 1 that the model leaves free stays
-    free (else all are fixed; some models can be translated only then). path: ends in ".onnx" (needs
-    the extra `onnx`) or ".pt2" (AOTInductor, compiled for this machine). options: as for the
-    backend, but for `lowering`.
+    free (else all are fixed; some models can be translated only then). path: ends in the suffix of
+    one of `accel.compiler.export.FORMATS`, such as ".onnx". options: as for the backend, but for
+    `lowering`.
     Raises ExportError if the model can't be captured whole, the predictor is an object that is none
     of accel's own, the format can't hold the graph, or the engine computes something else on the
     example inputs than the model; then no file is left behind. What a pass did not do is in
     `engine.manifest.passes`.
     """
     target = Path(path)
-    form = _format(target, ExportError)
+    form = _format(target, ExportError)()
     parsed = parse_options(options)
     if parsed.lowering != Options().lowering:
         raise OptionError(
@@ -57,7 +61,7 @@ def export(
         )
     _check_predictor(parsed)
     captured = capture(
-        model, args, kwargs or {}, parsed, form.CANNOT, free=free_sizes, plain=form.PLAIN
+        model, args, kwargs or {}, parsed, form.cannot, free=free_sizes, plain=form.plain
     )
     program = exported_program(captured)
     manifest = manifest_of(model, captured, program, parsed, form.versions())
@@ -102,26 +106,41 @@ def _run(engine: Engine, captured: Captured, args: Any, kwargs: Mapping[str, Any
     return [found[path] for path, _ in captured.outputs]
 
 
-def load(path: str | os.PathLike[str], *, providers: Sequence[str] | None = None) -> Engine:
+def load(path: str | os.PathLike[str], **options: Any) -> Engine:
     """The engine in a file that `export` wrote.
 
-    providers: for ".onnx", onnxruntime's execution providers in order of preference; by default
-    all that it has. Nothing is unpickled. A ".pt2" file holds machine code, so load only what you
-    trust. Raises EngineError for a file that is damaged, foreign, or built for another machine.
+    options: those of the file's format, which are the fields of its class in `FORMATS`; for
+    ".onnx" `providers`, onnxruntime's execution providers in order of preference.
+    Nothing is unpickled; but for ".onnx", a file holds a program that torch runs or evaluates, so
+    load only what you trust. Raises EngineError for a file that is damaged, foreign, or built for
+    another machine, and OptionError for an option that its format does not have.
     """
     source = Path(path)
     form = _format(source, EngineError)
-    if providers is None:
-        manifest, runner = form.read(source)
-    elif form is onnx_file:
-        manifest, runner = form.read(source, providers)
-    else:
-        raise EngineError(f"{source}: providers are for .onnx engines")
+    for name in options:
+        if name not in _options(form):
+            others = [each.suffix for each in FORMATS if name in _options(each)]
+            known = ", ".join(_options(form)) or "none"
+            raise OptionError(
+                f"{source}: {name!r} is an option of {_either(others) if others else 'no format'}; "
+                f"those of {form.suffix}: {known}"
+            )
+    manifest, runner = form(**options).read(source)
     return Engine(manifest, runner)
 
 
-def _format(path: Path, error: type[Exception]) -> Any:
-    if path.suffix not in FORMATS:
-        known = " or ".join(FORMATS)
-        raise error(f"{path}: the name has to end in {known}, not {path.suffix or 'nothing'!r}")
-    return FORMATS[path.suffix]
+def _options(form: type[Format]) -> list[str]:
+    return [field.name for field in dataclasses.fields(form)]
+
+
+def _format(path: Path, error: type[Exception]) -> type[Format]:
+    for form in FORMATS:
+        if path.suffix == form.suffix:
+            return form
+    known = _either([form.suffix for form in FORMATS])
+    raise error(f"{path}: the name has to end in {known}, not {path.suffix or 'nothing'!r}")
+
+
+def _either(words: Sequence[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last

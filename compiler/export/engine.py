@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,12 +17,11 @@ from ...passes.pade.clock import Clock
 from ..runtime import PadeGraph
 from ..sizes import evaluate
 from ..stats import Stats
+from .formats import Runner
 from .manifest import Manifest, TensorSpec, dtype_of, name_of
 from .paths import Path, flatten, nested
 
 __all__ = ["Engine", "Output"]
-
-Runner = Callable[..., Sequence[Tensor]]
 
 
 class Named(dict[str, Any]):
@@ -54,10 +53,10 @@ class Engine:
     config, dtype, device: of the model. providers: what runs it.
     """
 
-    def __init__(self, manifest: Manifest, runner: Any) -> None:
+    def __init__(self, manifest: Manifest, runner: Runner) -> None:
         self.manifest = manifest
         self.runner = runner
-        self.providers: list[str] = runner.providers
+        self.providers = runner.providers
         self._sound: set[tuple[int, ...]] = set()  # sizes that meet all conditions
         self.config = Named(manifest.config)
         self.device = torch.device(manifest.machine.get("device", "cpu"))

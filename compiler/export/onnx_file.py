@@ -6,9 +6,10 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,19 +17,16 @@ from torch import Tensor
 from ...kernels.errors import EngineError, ExportError, first_line
 from ...passes import Feature
 from ..extras import optional
+from .formats import Format
 from .manifest import Manifest
 from .seal import check_seal, seal
 
-__all__ = ["OnnxRunner", "convert", "files", "read", "versions", "write"]
+__all__ = ["OnnxFile", "OnnxRunner", "convert"]
 
 MANIFEST = "accel.manifest"
 # A last entry of `metadata_props` (field 14): key "accel.sha256", value 64 characters. Fields of a
 # protobuf message may stand in any order, and a repeated one may be continued at the end.
 SEAL = b"\x72\x50\x0a\x0caccel.sha256\x12\x40"
-PLAIN = True  # without accel's operators
-CANNOT = {
-    Feature.SHARED_SUBGRAPHS: "torch.onnx.export writes a shared subgraph out at every call",
-}
 LARGEST = 2**31 - 2**20  # bytes that fit in one protobuf file, with room for what is no weight
 
 # Element types as ONNX numbers them (onnx.TensorProto.DataType).
@@ -38,24 +36,57 @@ ELEMENT_TYPES = {
 }  # fmt: skip
 
 
-def files(path: Path) -> list[Path]:
-    """The files that an engine may consist of: the named one, and large weights."""
-    return [path, path.with_name(path.name + ".data")]
+@dataclass(frozen=True)
+class OnnxFile(Format):
+    """ONNX, for onnxruntime wherever it runs; needs the extra `onnx`. The file holds no code.
 
-
-def versions() -> dict[str, str]:
-    """Of the libraries that write the file."""
-    return {name: str(optional(name, "onnx").__version__) for name in ("onnx", "onnxscript")}
-
-
-def write(program: torch.export.ExportedProgram, manifest: Manifest, path: Path) -> None:
-    """Write `program` with its manifest as an engine. Raises ExportError where ONNX can't hold it.
-
-    Weights beyond `LARGEST` bytes go to a file of their own beside it (`<path>.data`).
+    providers: onnxruntime's execution providers in order of preference; by default all that it
+    has. Weights beyond `LARGEST` bytes go to a file of their own beside it (`<path>.data`).
     """
-    inputs = [spec.name for spec in manifest.graph_inputs]
-    convert(program, inputs, [spec.name for spec in manifest.graph_outputs], manifest, path)
-    seal(path, SEAL, files(path)[1:])
+
+    suffix: ClassVar[str] = ".onnx"
+    summary: ClassVar[str] = "run by onnxruntime, anywhere"
+    cannot: ClassVar[Mapping[Feature, str]] = {
+        Feature.SHARED_SUBGRAPHS: "torch.onnx.export writes a shared subgraph out at every call",
+    }
+
+    providers: Sequence[str] | None = None
+
+    def files(self, path: Path) -> list[Path]:
+        return [path, path.with_name(path.name + ".data")]
+
+    def versions(self) -> dict[str, str]:
+        return {name: str(optional(name, "onnx").__version__) for name in ("onnx", "onnxscript")}
+
+    def write(self, program: torch.export.ExportedProgram, manifest: Manifest, path: Path) -> None:
+        inputs = [spec.name for spec in manifest.graph_inputs]
+        convert(program, inputs, [spec.name for spec in manifest.graph_outputs], manifest, path)
+        seal(path, SEAL, self.files(path)[1:])
+
+    def read(self, path: Path) -> tuple[Manifest, OnnxRunner]:
+        check_seal(path, SEAL, self.files(path)[1:])
+        runtime = optional("onnxruntime", "onnx")
+        providers = self.providers
+        if providers is None:  # all but the one that calls a remote service
+            providers = [p for p in runtime.get_available_providers() if not p.startswith("Azure")]
+        try:
+            session = runtime.InferenceSession(str(path), providers=list(providers))
+        except Exception as error:  # onnxruntime's errors share no class
+            raise EngineError(f"{path}: onnxruntime can't load it: {first_line(error)}") from error
+        text = session.get_modelmeta().custom_metadata_map.get(MANIFEST)
+        if text is None:
+            raise EngineError(f"{path}: an ONNX file without a manifest of accel")
+        manifest = Manifest.read(text)
+        runner = OnnxRunner(session)
+        for kind, specs, names in (
+            ("inputs", manifest.graph_inputs, runner.inputs),
+            ("outputs", manifest.graph_outputs, runner.outputs),
+        ):
+            if [spec.name for spec in specs] != names:
+                raise EngineError(
+                    f"{path}: the graph's {kind} are {names}, not those of its manifest"
+                )
+        return manifest, runner
 
 
 def convert(
@@ -109,30 +140,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def read(path: Path, providers: Sequence[str] | None = None) -> tuple[Manifest, OnnxRunner]:
-    """The manifest and a runner. Raises EngineError for a file that is not a sound engine."""
-    check_seal(path, SEAL, files(path)[1:])
-    runtime = optional("onnxruntime", "onnx")
-    if providers is None:  # all but the one that calls a remote service
-        providers = [p for p in runtime.get_available_providers() if not p.startswith("Azure")]
-    try:
-        session = runtime.InferenceSession(str(path), providers=list(providers))
-    except Exception as error:  # onnxruntime's errors share no class
-        raise EngineError(f"{path}: onnxruntime can't load it: {first_line(error)}") from error
-    text = session.get_modelmeta().custom_metadata_map.get(MANIFEST)
-    if text is None:
-        raise EngineError(f"{path}: an ONNX file without a manifest of accel")
-    manifest = Manifest.read(text)
-    runner = OnnxRunner(session)
-    for kind, specs, names in (
-        ("inputs", manifest.graph_inputs, runner.inputs),
-        ("outputs", manifest.graph_outputs, runner.outputs),
-    ):
-        if [spec.name for spec in specs] != names:
-            raise EngineError(f"{path}: the graph's {kind} are {names}, not those of its manifest")
-    return manifest, runner
 
 
 class OnnxRunner:

@@ -29,9 +29,9 @@ from ...passes.pade import StackState, rules
 from ...passes.pade.rules import Carried, CarriedStream
 from ..extras import optional
 from ..options import Options, parse_options
-from . import onnx_file
 from .capture import Captured, capture
 from .manifest import Manifest, dtype_of
+from .onnx_file import OnnxFile, OnnxRunner, convert
 from .program import manifest_of, to_program
 from .trial import try_out
 
@@ -189,7 +189,7 @@ def export_repository(
     target = Path(path) / name
     if target.exists():
         raise ExportError(f"{target} is there already; name another directory or remove it")
-    captured = capture(model, args, kwargs or {}, parsed, onnx_file.CANNOT, free=False)
+    captured = capture(model, args, kwargs or {}, parsed, OnnxFile.cannot, free=False)
     device = captured.examples[0].device
     if device.type != "cpu":
         raise ExportError(
@@ -206,7 +206,7 @@ def export_repository(
     with torch.no_grad():
         examples = (*captured.examples[: sequence.inputs], *(each.zeros() for each in state))
         program = to_program(sequence, examples)
-    manifest = manifest_of(model, captured, None, parsed, onnx_file.versions())
+    manifest = manifest_of(model, captured, None, parsed, OnnxFile().versions())
     names = [each.name for each in state]
     inputs = [*(spec.name for spec in manifest.inputs), *names]
     outputs = [*(spec.name for spec in manifest.outputs), "accel_computed"]
@@ -218,7 +218,7 @@ def export_repository(
         (written / "1").mkdir(parents=True)
         about = dataclasses.replace(manifest, state=None)
         file = written / "1" / "model.onnx"
-        onnx_file.convert(program, inputs, outputs, about, file)
+        convert(program, inputs, outputs, about, file)
         try_out(
             lambda: _first_step(file, sequence, examples), captured.expected, captured.selective
         )
@@ -230,7 +230,7 @@ def export_repository(
 def _first_step(file: Path, sequence: SequenceStep, examples: Sequence[Tensor]) -> Sequence[Tensor]:
     """What the file makes of the example inputs as a sequence begins: the model's own results."""
     session = optional("onnxruntime", "onnx").InferenceSession(str(file))
-    return onnx_file.OnnxRunner(session)(*examples)[: sequence.outputs]
+    return OnnxRunner(session)(*examples)[: sequence.outputs]
 
 
 def _configuration(

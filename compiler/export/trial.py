@@ -42,5 +42,5 @@ def try_out(
             raise ExportError(
                 "what was written computes something else than the model on the example inputs "
                 f"(relative error {apart:.1e}); the fault is in what translates the graph, so no "
-                "file is left. Try the other format"
+                "file is left. Try another format"
             )

@@ -12,13 +12,14 @@ import accel
 import pytest
 import torch
 from accel import AccelError, Engine, EngineError, ExportError
-from accel.compiler.export import onnx_file
+from accel.compiler.export import FORMATS
+from accel.compiler.export.onnx_file import OnnxFile, OnnxRunner
 from accel.examples.export.bench import count_ifs
 from accel.tests.models import dit, euler, noise, relative
 from torch import Tensor, nn
 
 LABELS = torch.tensor([1, 2])
-KINDS = ("onnx", "pt2")
+KINDS = tuple(form.suffix.removeprefix(".") for form in FORMATS)
 
 
 def example() -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -32,7 +33,7 @@ def exported(folder: Path, kind: str, **options: Any) -> Engine:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same model in both formats, made once."""
+    """The same model in all formats, made once."""
     folder = tmp_path_factory.mktemp("engines")
     for kind in KINDS:
         exported(folder, kind)
@@ -211,7 +212,7 @@ def test_what_cannot_be_exported_leaves_no_file(tmp_path: Path) -> None:
         accel.export(Breaks(), (torch.ones(2),), path=tmp_path / "a.onnx")
     with pytest.raises(ExportError, match="does not take these example inputs"):
         accel.export(dit(), (), {"nonsense": 1}, path=tmp_path / "a.onnx")
-    with pytest.raises(ExportError, match=r"has to end in \.onnx or \.pt2"):
+    with pytest.raises(ExportError, match=r"has to end in \.onnx, .* or \.\w+, not"):
         accel.export(dit(), *example(), path=tmp_path / "a.engine")
     for options, message in (
         ({"lowering": "eager"}, "lowering 'eager' is for torch.compile"),
@@ -229,10 +230,10 @@ def test_a_file_that_would_not_load_is_not_left(
     exported(tmp_path, "onnx")
     before = (tmp_path / "dit.onnx").read_bytes()
 
-    def refuse(path: Path) -> None:
+    def refuse(form: OnnxFile, path: Path) -> None:
         raise EngineError("not today")
 
-    monkeypatch.setattr(onnx_file, "read", refuse)
+    monkeypatch.setattr(OnnxFile, "read", refuse)
     with pytest.raises(ExportError, match="does not load: not today"):
         exported(tmp_path, "onnx")
     assert [each.name for each in tmp_path.iterdir()] == ["dit.onnx"]
@@ -243,13 +244,13 @@ def test_an_engine_that_computes_something_else_is_not_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The translators have faults of their own: the zoo met some (Chroma in ONNX, for one)."""
-    sound = onnx_file.OnnxRunner.__call__
+    sound = OnnxRunner.__call__
 
     def off(runner: Any, *tensors: Tensor) -> list[Tensor]:
         return [result * 1.01 if result.is_floating_point() else result
                 for result in sound(runner, *tensors)]  # fmt: skip
 
-    monkeypatch.setattr(onnx_file.OnnxRunner, "__call__", off)
+    monkeypatch.setattr(OnnxRunner, "__call__", off)
     with pytest.raises(ExportError, match=r"something else than the model .* error 9\.9e-03"):
         exported(tmp_path, "onnx")
     assert list(tmp_path.iterdir()) == []
@@ -299,7 +300,7 @@ def test_sparse_attention(kind: str, tmp_path: Path) -> None:
     kwargs = {"timestep": torch.full((2,), 1000.0), "class_labels": LABELS}
     sample, times = noise(size=48), [1.0, 0.95, 0.9, 0.85, 0.8]
     path = tmp_path / f"dit.{kind}"
-    free = kind == "pt2"
+    free = kind != "onnx"
     engine = accel.export(dit(2), (sample,), kwargs, path=path, options=sparse, free_sizes=free)
     (record,) = (each for each in engine.manifest.passes if each.name == "omnisparse")
     assert len(record.matched) == 2

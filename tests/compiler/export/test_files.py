@@ -13,11 +13,13 @@ import accel
 import pytest
 import torch
 from accel import EngineError
-from accel.compiler.export import aoti_package, onnx_file
+from accel.compiler.export import FORMATS, onnx_file
 from accel.compiler.export.manifest import Manifest
-from accel.compiler.export.seal import DIGEST, seal
+from accel.compiler.export.seal import seal
+from accel.compiler.export.torch_archive import MANIFEST, seal_archive
 from accel.tests.models import dit, noise
 
+KINDS = tuple(form.suffix.removeprefix(".") for form in FORMATS)
 MUTATIONS = 100  # of each format
 
 
@@ -26,7 +28,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("files")
     kwargs = {"timestep": torch.full((2,), 1000.0), "class_labels": torch.tensor([1, 2])}
     found = {}
-    for kind in ("onnx", "pt2"):
+    for kind in KINDS:
         found[kind] = folder / f"dit.{kind}"
         accel.export(dit(2), (noise(),), kwargs, path=found[kind])
     return found
@@ -37,7 +39,7 @@ def refused(path: Path, match: str) -> None:
         accel.load(path)
 
 
-@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_damaged_files(files: dict[str, Path], kind: str, tmp_path: Path) -> None:
     content = files[kind].read_bytes()
     pick = random.Random(0)
@@ -58,7 +60,7 @@ def test_damaged_files(files: dict[str, Path], kind: str, tmp_path: Path) -> Non
 
 
 def test_foreign_files(tmp_path: Path) -> None:
-    for kind in ("onnx", "pt2"):
+    for kind in KINDS:
         path = tmp_path / f"foreign.{kind}"
         refused(path, "no such file")
         for content in (b"", b"hello", bytes(100_000)):
@@ -68,11 +70,20 @@ def test_foreign_files(tmp_path: Path) -> None:
                       dynamo=True, verbose=False)  # fmt: skip
     refused(tmp_path / "plain.onnx", "not an engine of accel")
     # Sealed by somebody, but no engine.
-    for kind, head in (("onnx", onnx_file.SEAL), ("pt2", aoti_package.SEAL)):
-        path = tmp_path / f"sealed.{kind}"
-        path.write_bytes(b"hello")
-        seal(path, head)
-        refused(path, "can't load it|not a package")
+    sealed = tmp_path / "sealed.onnx"
+    sealed.write_bytes(b"hello")
+    seal(sealed, onnx_file.SEAL)
+    refused(sealed, "can't load it")
+    for kind in ("pt2", "ep"):
+        sealed = tmp_path / f"sealed.{kind}"
+        sealed.write_bytes(b"hello")
+        seal_archive(sealed)
+        refused(sealed, "not an archive of torch")
+        program = torch.export.export(torch.nn.ReLU(), (torch.ones(1),))
+        with sealed.open("wb") as file:
+            torch.export.save(program, file)
+        seal_archive(sealed)
+        refused(sealed, "without a manifest")
     seal(tmp_path / "plain.onnx", onnx_file.SEAL)
     refused(tmp_path / "plain.onnx", "without a manifest")
 
@@ -91,15 +102,15 @@ def reseal_onnx(source: Path, target: Path, text: str) -> None:
     seal(target, onnx_file.SEAL)
 
 
-def reseal_pt2(source: Path, target: Path, text: str) -> None:
+def reseal_archive(source: Path, target: Path, text: str) -> None:
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
         for info in old.infolist():
-            changed = text.encode() if info.filename.endswith(aoti_package.MANIFEST) else None
+            changed = text.encode() if info.filename.endswith(MANIFEST) else None
             new.writestr(info, old.read(info) if changed is None else changed)
-        new.comment = b"?" * (len(aoti_package.SEAL) + DIGEST)
-    content = target.read_bytes()
-    target.write_bytes(content[: -len(aoti_package.SEAL) - DIGEST])
-    seal(target, aoti_package.SEAL)
+    seal_archive(target)
+
+
+RESEAL = {"onnx": reseal_onnx, "pt2": reseal_archive, "ep": reseal_archive}
 
 
 def change(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
@@ -138,13 +149,8 @@ FORGERIES = {
 
 @pytest.mark.parametrize(
     ("kind", "forgery"),
-    # Compiled code does not know its inputs' names.
-    [
-        (kind, name)
-        for kind in ("onnx", "pt2")
-        for name in FORGERIES
-        if (kind, name) != ("pt2", "name")
-    ],
+    # Only an ONNX graph knows its inputs' names.
+    [(kind, name) for kind in RESEAL for name in FORGERIES if kind == "onnx" or name != "name"],
 )
 def test_wrong_manifests(files: dict[str, Path], kind: str, forgery: str, tmp_path: Path) -> None:
     """Correctly sealed, with a manifest that is not right."""
@@ -153,7 +159,7 @@ def test_wrong_manifests(files: dict[str, Path], kind: str, forgery: str, tmp_pa
     apply, message = FORGERIES[forgery]
     apply(data)
     target = tmp_path / f"forged.{kind}"
-    reseal = reseal_onnx if kind == "onnx" else reseal_pt2
+    reseal = RESEAL[kind]
     reseal(files[kind], target, text)
     assert accel.load(target).manifest.write() == text  # the forger's tools work
     target.unlink()
@@ -165,7 +171,7 @@ def test_another_machine(files: dict[str, Path], tmp_path: Path) -> None:
     text = accel.load(files["pt2"]).manifest.write()
     data = json.loads(text)
     data["machine"]["capability"] = "sm_90"
-    reseal_pt2(files["pt2"], tmp_path / "other.pt2", json.dumps(data))
+    reseal_archive(files["pt2"], tmp_path / "other.pt2", json.dumps(data))
     refused(tmp_path / "other.pt2", r"built for another machine: capability sm_90 \(here")
 
 

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from accel import AccelError, ExportError, OptionError
-from accel.compiler.export import onnx_file
+from accel.compiler.export.onnx_file import OnnxRunner
 from accel.compiler.export.serving import export_repository
 from accel.kernels.predictors import predictor_name
 from accel.kernels.predictors.hermite import Hermite
@@ -189,9 +189,9 @@ def test_what_cannot_be_served(
 def test_a_file_that_computes_something_else_is_not_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sound = onnx_file.OnnxRunner.__call__
+    sound = OnnxRunner.__call__
     monkeypatch.setattr(
-        onnx_file.OnnxRunner,
+        OnnxRunner,
         "__call__",
         lambda runner, *tensors: [each * 2 for each in sound(runner, *tensors)],
     )
