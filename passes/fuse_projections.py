@@ -77,7 +77,7 @@ class FuseProjectionsPass(Pass):
 
     def __post_init__(self) -> None:
         if self.minimum < 2:
-            raise OptionError(f"minimum is {self.minimum}; one layer alone has nothing to fuse with")
+            raise OptionError(f"minimum is {self.minimum}; one layer alone can't be fused")
         if self.weight_bytes < 1:
             raise OptionError(f"weight_bytes is {self.weight_bytes}; it has to be above 0")
 

@@ -128,7 +128,8 @@ def in_constants(records: Records, harm: Touches) -> None:
     meta = {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": False,
             "tensor_meta": {"dtype": 7, "sizes": [], "requires_grad": False,
                             "device": {"type": "cpu", "index": None},
-                            "strides": [], "storage_offset": {"as_int": 0}, "layout": 7}}  # fmt: skip
+                            "strides": [], "storage_offset": {"as_int": 0},
+                            "layout": 7}}  # fmt: skip
     config = {"config": {"harm": {**meta, "use_pickle": True, "tensor_meta": None}}}
     records["archive/data/constants/model_constants_config.json"] = json.dumps(config).encode()
     records["archive/data/constants/opaque_obj_0"] = pickle.dumps(harm)

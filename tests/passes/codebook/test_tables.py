@@ -94,7 +94,7 @@ def test_work_stays_within_the_bytes_allowed(name: str) -> None:
         details = report_of(run).passes["codebook"].details[-1]
         inputs: dict[int, Tensor] = {}
         (kept,) = graph.computed.values()
-        for index, source in zip(graph.tables.inputs, kept.sources, strict=True):
+        for index, source in zip(graph.tables.sources, kept.sources, strict=True):
             inputs[index] = source()  # type: ignore[assignment]
         with Peak() as peak:
             tables = graph.tables.computed(inputs)  # type: ignore[arg-type]
