@@ -91,7 +91,7 @@ class Handed(Tensor):
             return _answer(func, args, kwargs or {})
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         """What comes here has passed by all that we answer, such as another library's kernel."""
@@ -132,9 +132,11 @@ def _attend(
     enable_gqa: bool = False,
 ) -> Tensor:  # fmt: skip
     """Arguments of scaled_dot_product_attention."""
-    plain = not isinstance(query, Handed) and not isinstance(attn_mask, Handed)
-    right = isinstance(key, Handed) and isinstance(value, Handed) and key.owner is value.owner
-    if not (plain and right and key.what == "keys" and value.what == "values"):
+    if (
+        not isinstance(key, Handed) or not isinstance(value, Handed)
+        or isinstance(query, Handed) or isinstance(attn_mask, Handed)
+        or (key.what, value.what) != ("keys", "values") or key.owner is not value.owner
+    ):  # fmt: skip
         seen = _first((query, key, value, attn_mask), {})
         raise _refusal(seen, "scaled_dot_product_attention, not as the keys and values of a layer")
     if key.opened or key.turned or value.opened or value.turned or key.repeats != value.repeats:

@@ -170,12 +170,10 @@ class _SlimLayer(CacheLayerMixin):
         if dropout:
             raise OptionError(f"dropout_p is {dropout}; SlimCache needs 0: model.eval()")
         if self.prompt is not None:
-            whole = (
-                _whole(one, handed) for one, handed in zip(self.prompt, (keys, values), strict=True)
-            )
             output = scaled_dot_product_attention(
-                query, *whole, mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
-            )
+                query, _whole(self.prompt[0], keys), _whole(self.prompt[1], values), mask,
+                is_causal=is_causal, scale=scale, enable_gqa=enable_gqa,
+            )  # fmt: skip
             self.slim(*self.shares(query, mask, is_causal, scale))
             return output
         if is_causal:
