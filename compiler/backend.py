@@ -93,7 +93,10 @@ def accel_backend(
     config = torch._inductor.list_mode_options(mode) if mode and mode != "default" else None
     function = lower(program, example_inputs, parsed.lowering, config)
     placeholders = module.graph.find_nodes(op="placeholder")
-    owned = [index for index, node in enumerate(placeholders) if is_model_state(node)]
+    owned = [
+        index for index, node in enumerate(placeholders)
+        if is_model_state(node) and isinstance(value_of(node), torch.Tensor)
+    ]  # fmt: skip
     # Rather a parameter: with dynamic=True, numbers of the model come as tensors made for the call.
     lasting = [i for i in owned if isinstance(value_of(placeholders[i]), torch.nn.Parameter)]
     owner = next(iter([*lasting, *owned]), None)

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
+from ..costs import COSTS
 from ..devices import kernels_for
 from ..errors import OptionError
 from ..exports import EXPORT_BODIES
@@ -62,14 +62,11 @@ _dynamic_linear.register_autograd(_differentiate, setup_context=_save)
 EXPORT_BODIES[torch.ops.accel.dynamic_linear.default] = reference.dynamic_linear
 
 
-@register_flop_formula(torch.ops.accel.dynamic_linear)
-def _flops(
-    input: Any, vector: Any, weight: Any, base: Any, *, out_shape: Any, **kwargs: Any
-) -> int:
-    """Given are shapes."""
-    rows, inputs = input
-    count: int = 2 * rows * inputs * base[1] * (vector[1] + 1)
-    return count
+def _flops(input: Tensor, vector: Tensor, weight: Tensor, base: Tensor) -> Any:
+    return 2 * input.shape[0] * input.shape[1] * base.shape[1] * (vector.shape[1] + 1)
+
+
+COSTS[torch.ops.accel.dynamic_linear.default] = _flops
 
 
 def dynamic_linear(input: Tensor, vector: Tensor, weight: Tensor, base: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
+from ..costs import COSTS
 from ..devices import kernels_for
 from ..errors import OptionError
 from ..exports import EXPORT_BODIES
@@ -191,14 +191,13 @@ def _differentiate(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, 
 _attend.register_autograd(_differentiate, setup_context=_save)
 
 
-@register_flop_formula(torch.ops.accel.omnisparse_attend)
-def _flops(query: Any, key: Any, value: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
-    """As if no key were left out; which are is known at run time only. Given are shapes."""
-    batch, heads, queries, width = query
-    count: int = 2 * batch * heads * queries * key[2] * (width + value[3])
-    return count
+def _flops(query: Tensor, key: Tensor, value: Tensor, *settings: Any) -> Any:
+    """As if no key were left out; which are is known at run time only."""
+    batch, heads, queries, width = query.shape
+    return 2 * batch * heads * queries * key.shape[2] * (width + value.shape[3])
 
 
+COSTS[torch.ops.accel.omnisparse_attend.default] = _flops
 EXPORT_BODIES |= {
     torch.ops.accel.omnisparse_select.default: reference.omnisparse_select,
     torch.ops.accel.omnisparse_attend.default: reference.omnisparse_attend,

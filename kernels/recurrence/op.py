@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
+from ..costs import COSTS
 from ..errors import OptionError
 from ..exports import EXPORT_BODIES
 from . import cpu, reference
@@ -57,11 +57,8 @@ def _like(gates: Tensor, state: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return gates.new_empty(*gates.shape[:2], state.shape[1])
 
 
-def _flops(gates: Any, state: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
-    """Given are shapes."""
-    batch, length, outputs = gates
-    count: int = 2 * batch * length * state[1] * outputs
-    return count
+def _flops(gates: Tensor, state: Tensor, weight: Tensor, bias: Tensor) -> Any:
+    return 2 * gates.shape[0] * gates.shape[1] * state.shape[1] * gates.shape[2]
 
 
 # Not a `custom_op`: what that does around each call takes longer than a short recurrence.
@@ -73,9 +70,9 @@ if not hasattr(torch.ops.accel, "recurrence"):  # else this file is loaded again
     )
     _LIBRARY.impl("recurrence", _recurrence, "CompositeExplicitAutograd")
     torch.library.register_fake("accel::recurrence", _like, lib=_LIBRARY)
-    register_flop_formula(torch.ops.accel.recurrence)(_flops)
 OPERATOR = torch.ops.accel.recurrence.default
 EXPORT_BODIES[OPERATOR] = reference.recurrence
+COSTS[OPERATOR] = _flops
 
 
 def recurrence(gates: Tensor, state: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

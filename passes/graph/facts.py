@@ -23,6 +23,7 @@ from torch import Tensor, fx
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ...kernels.costs import COSTS
 from .nodes import fake_mode, hint, storage_of, value_of
 
 __all__ = ["Facts", "Memory", "changed_in_place", "facts_of", "flops", "is_impure", "is_pure",
@@ -374,9 +375,11 @@ class _Watch(TorchDispatchMode):
             self.draws = True
         if not schema.returns and not writes:
             self.acts = self.acts or f"{func} returns nothing"
+        if func in COSTS:
+            self.flops += hint(COSTS[func](*args, **kwargs))
+            return result
         from torch.utils.flop_counter import flop_registry  # which imports Triton where it is
 
-        result = func(*args, **kwargs)
         formula = _FORMULAS.get(func._overloadpacket) or flop_registry.get(func._overloadpacket)
         if formula is not None:
             self.flops += hint(formula(*args, **kwargs, out_val=result))

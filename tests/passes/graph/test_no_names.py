@@ -25,9 +25,11 @@ ALLOWED = {
     "clock._BEFORE_SINE": "what a timestep goes through before the sine of its embedding",
     "clock._AFTER_SINE": "what the sine goes through before a layer",
     "contraction._source": "how a generated vector becomes a matrix",
+    "handed._moved": "how keys and values may be rearranged; all else is refused by name",
     "lookups.analysed": "what of the weights alone is worth computing ahead",
     "pairing._additive_sources": "what keeps a residual stream, and which of it keeps a window",
     "rows.POINTWISE": "what treats each element by itself, so that a row can be chosen before",
+    "rules.RULES": "what each call makes at an index; each rule is tested against torch",
     "step._take_out_lists": "what may index with a list of numbers",
 }
 # Random, and named as part of a pattern: that it is turned off, or may draw, facts say.
