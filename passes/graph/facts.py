@@ -375,6 +375,7 @@ class _Watch(TorchDispatchMode):
             self.draws = True
         if not schema.returns and not writes:
             self.acts = self.acts or f"{func} returns nothing"
+        result = func(*args, **kwargs)
         if func in COSTS:
             self.flops += hint(COSTS[func](*args, **kwargs))
             return result
