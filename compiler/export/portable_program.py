@@ -114,7 +114,7 @@ def _bare(program: ExportedProgram) -> ExportedProgram:
 
 
 def _refuse_pickles(records: Any, path: Path) -> None:
-    """Raise EngineError for a record that torch would unpickle, or that has no business here."""
+    """Raise EngineError for a record that is not of those that torch reads without running it."""
     for name in records.get_all_records():
         sound = HARMLESS.fullmatch(name)
         if name in CONFIGS:
@@ -123,8 +123,8 @@ def _refuse_pickles(records: Any, path: Path) -> None:
             sound = not records.get_record_size(name)
         if not sound:
             raise EngineError(
-                f"{path}: torch would unpickle or run what is in {name}. No engine of accel needs "
-                "that; write it again with accel.export"
+                f"{path}: holds {name}, which no engine of accel does: torch could unpickle or run "
+                "it. Write it again with accel.export"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import pickle
@@ -87,13 +88,9 @@ def rewritten(source: Path, target: Path, change: Callable[[Records], None]) -> 
     with zipfile.ZipFile(source) as old:
         records = {name: old.read(name) for name in old.namelist()}
     change(records)
-    with target.open("wb") as file:
-        writer = torch._C.PyTorchFileWriter(file)
+    with zipfile.ZipFile(target, "w") as new:
         for name, content in records.items():
-            inner = name.removeprefix("archive/")
-            if not inner.startswith(".data") and inner != "byteorder":
-                writer.write_record(inner, content, len(content))
-        writer.write_end_of_file()
+            new.writestr(name, content)
     seal_archive(target)
 
 
@@ -125,12 +122,8 @@ def in_weights(records: Records, harm: Touches) -> None:
 
 
 def in_constants(records: Records, harm: Touches) -> None:
-    meta = {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": False,
-            "tensor_meta": {"dtype": 7, "sizes": [], "requires_grad": False,
-                            "device": {"type": "cpu", "index": None},
-                            "strides": [], "storage_offset": {"as_int": 0},
-                            "layout": 7}}  # fmt: skip
-    config = {"config": {"harm": {**meta, "use_pickle": True, "tensor_meta": None}}}
+    meta = {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": True}
+    config = {"config": {"harm": {**meta, "tensor_meta": None}}}
     records["archive/data/constants/model_constants_config.json"] = json.dumps(config).encode()
     records["archive/data/constants/opaque_obj_0"] = pickle.dumps(harm)
 
@@ -141,10 +134,10 @@ def test_a_pickle_is_refused_unread(path: Path, hide: Any, tmp_path: Path) -> No
     rewritten(path, target, lambda records: None)
     accel.load(target)  # the forger's tools work
     rewritten(path, target, lambda records: hide(records, Touches(touched)))
-    with pytest.raises(EngineError, match=r"torch would unpickle or run what is in data/"):
+    with pytest.raises(EngineError, match=r"holds data/.*: torch could unpickle or run it"):
         accel.load(target)
     assert not touched.exists()
-    with target.open("rb") as file, pytest.raises(Exception):  # noqa: B017, PT011
+    with target.open("rb") as file, contextlib.suppress(Exception):
         torch.export.load(file)
     assert touched.exists()  # so there was something to refuse
 
@@ -152,7 +145,7 @@ def test_a_pickle_is_refused_unread(path: Path, hide: Any, tmp_path: Path) -> No
 def test_machine_code_is_refused(path: Path, tmp_path: Path) -> None:
     target = tmp_path / "forged.ep"
     rewritten(path, target, lambda r: r.update({"archive/data/aotinductor/model/a.so": b"code"}))
-    with pytest.raises(EngineError, match=r"what is in data/aotinductor/model/a\.so"):
+    with pytest.raises(EngineError, match=r"holds data/aotinductor/model/a\.so, which no engine"):
         accel.load(target)
 
 
