@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from .compiler import __version__ as __version__
 from .compiler.export import Engine, export, load
+from .compiler.models.solid import Dynamics, Recommender, dynamize
+from .compiler.models.visual_span import visual_span
 from .compiler.options import Options
 from .compiler.report import Report, Stats, explain, refresh, report_of, stats, trajectory
-from .compiler.solid import Dynamics, Recommender, dynamize
-from .compiler.visual_span import visual_span
 from .kernels.errors import AccelError, EngineError, ExportError, OptionError
 from .kernels.omnisparse import observe_selections, omnisparse_attention
 from .passes import OmniSparsePass as OmniSparseOptions
@@ -20,8 +20,8 @@ from .passes import PadePass as PadeOptions
 from .passes.pade.gate import Gate
 
 if TYPE_CHECKING:
-    from .compiler.slim_cache import SlimCache
-    from .compiler.zipar import ZipAR
+    from .compiler.models.slim_cache import SlimCache
+    from .compiler.models.zipar import ZipAR
 
 __all__ = [
     "AccelError",
@@ -54,7 +54,7 @@ __all__ = [
 
 
 # Where the names are that build on transformers, which importing accel does not need.
-_ON_TRANSFORMERS = {"SlimCache": ".compiler.slim_cache", "ZipAR": ".compiler.zipar"}
+_ON_TRANSFORMERS = {"SlimCache": ".compiler.models.slim_cache", "ZipAR": ".compiler.models.zipar"}
 
 
 def __getattr__(name: str) -> Any:

@@ -15,11 +15,11 @@ from ..kernels.omnisparse.op import each_selection
 from ..kernels.omnisparse.selection import Selection
 from ..passes import Added, Constants, PadePass, PassResult, Program, StackState
 from ..passes.graph.nodes import is_model_state, value_of
-from .lowering import CANNOT, check_lowering, lower
+from .lowering.table import CANNOT, check_lowering, lower
 from .options import Options, parse_options
 from .pipeline import rewrite
-from .runtime import PadeGraph
-from .tables import TableGraph
+from .runtime.sampling import PadeGraph
+from .runtime.tables import TableGraph
 
 __all__ = ["CompiledGraph", "accel_backend", "compiled_graphs"]
 

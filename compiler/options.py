@@ -15,7 +15,7 @@ from ..kernels.errors import OptionError
 from ..kernels.predictors import predictor_name
 from ..passes import PASSES, Pass
 from ..passes.options import built, check_known
-from .lowering import LOWERINGS
+from .lowering.table import LOWERINGS
 
 __all__ = ["Options", "parse_options"]
 

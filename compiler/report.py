@@ -16,14 +16,14 @@ from ..passes.pade.schedule import Auto
 from .backend import compiled_graphs
 from .capture import NOT_WHOLE, captured
 from .export.engine import Engine
-from .lowering import CANNOT
+from .lowering.partitions import partitions
+from .lowering.table import CANNOT
 from .options import Options, parse_options
-from .partitions import partitions
 from .pipeline import rewrite
-from .runtime import graphs_of
+from .runtime.sampling import graphs_of
+from .runtime.tables import drop_tables
+from .runtime.trajectory import Explicit, enter_explicit
 from .stats import Stats
-from .tables import drop_tables
-from .trajectory import Explicit, enter_explicit
 
 __all__ = ["GraphReport", "PassReport", "Report", "Stats", "explain", "refresh", "report_of",
            "stats", "trajectory"]  # fmt: skip

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from ..compiler.export import export
+from ..compiler.models.solid import Recommender
 from ..compiler.report import report_of
-from ..compiler.solid import Recommender
 from .recommender.data import load
 from .recommender.experiment import Task, models
 from .recommender.semantics import by_genre

@@ -35,7 +35,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 def decoded(model: Any, labels: Tensor, seed: int, **settings: Any) -> tuple[Tensor, Tensor]:
     """Codes, int64 [B, ROWS, COLUMNS], of pictures of these classes, and the passes of each."""
-    from ..compiler.zipar import ZipAR
+    from ..compiler.models.zipar import ZipAR
 
     zipar = ZipAR(ROWS, COLUMNS, end_of_line=END_OF_LINE, allowed=range(CODES), **settings)
     torch.manual_seed(seed)

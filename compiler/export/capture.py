@@ -29,7 +29,7 @@ from ...passes.graph.nodes import (
 from ..capture import NOT_WHOLE, captured
 from ..options import Options
 from ..pipeline import rewrite
-from ..sizes import evaluate, text_of
+from ..runtime.sizes import evaluate, text_of
 from .manifest import LIKELY
 from .paths import Path, flatten
 

@@ -14,8 +14,8 @@ from ...kernels.predictors import resolve
 from ...passes import PadePass
 from ...passes.pade import StackState, StreamState
 from ...passes.pade.clock import Clock
-from ..runtime import PadeGraph
-from ..sizes import evaluate
+from ..runtime.sampling import PadeGraph
+from ..runtime.sizes import evaluate
 from ..stats import Stats
 from .formats import Runner
 from .manifest import Manifest, TensorSpec, dtype_of, name_of

@@ -14,7 +14,7 @@ import torch
 
 from ...kernels.errors import AccelError, EngineError, ExportError
 from ..options import Options, parse_options
-from ..sizes import Size, evaluate
+from ..runtime.sizes import Size, evaluate
 from .paths import Path
 
 __all__ = ["FORMAT", "Constant", "Manifest", "PassRecord", "StateSpec", "StreamSpec",

@@ -18,7 +18,7 @@ from ...passes.graph.nodes import results_of, value_of
 from ...passes.pade import StackState
 from .. import __version__
 from ..options import Options
-from ..sizes import Size, size_of
+from ..runtime.sizes import Size, size_of
 from .capture import Captured, signature_of
 from .manifest import (
     FORMAT,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.errors import ExportError, first_line
-from ..trajectory import distance
+from ..runtime.trajectory import distance
 
 __all__ = ["try_out"]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from ...compiler.solid.behaviour import BehaviourEncoder, History
+from ...compiler.models.solid.behaviour import BehaviourEncoder, History
 
 __all__ = ["BACKBONES", "DIN", "DYNAMIC", "GRU4Rec", "SASRec"]
 

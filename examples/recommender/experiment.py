@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ...compiler.extras import optional
-from ...compiler.solid import Dynamics, dynamize
+from ...compiler.models.solid import Dynamics, dynamize
 from .backbones import BACKBONES, DYNAMIC
 from .data import MovieLens, load
 from .measure import CUTS, Ranking

@@ -26,7 +26,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import RowwiseParallel, parallelize_module
 
-from ...compiler.solid import DynamicModel, Recommender, dynamize
+from ...compiler.models.solid import DynamicModel, Recommender, dynamize
 from .backbones import DYNAMIC, SASRec
 from .records import write
 from .train import Objective

@@ -17,7 +17,7 @@ import torch
 from torch._inductor.async_compile import shutdown_compile_workers
 from torch._inductor.utils import fresh_cache
 
-from ...compiler.solid import Recommender, dynamize
+from ...compiler.models.solid import Recommender, dynamize
 from .backbones import BACKBONES, DYNAMIC
 from .records import seconds, write
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...compiler.extras import optional
-from ...compiler.solid import DynamicModel
+from ...compiler.models.solid import DynamicModel
 from .data import MovieLens
 from .measure import Ranking, ranking, scores_of
 

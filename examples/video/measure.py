@@ -49,7 +49,7 @@ def answered(
     """With a full cache, with each of these settings of SlimCache, and with sparse prefills."""
     from transformers import DynamicCache
 
-    from ...compiler.slim_cache import SlimCache
+    from ...compiler.models.slim_cache import SlimCache
 
     model, tokenizer, _ = subject
     embed = model.get_input_embeddings()

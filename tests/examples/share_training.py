@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import torch
-from accel.compiler.solid import dynamize
+from accel.compiler.models.solid import dynamize
 from accel.examples.recommender.backbones import BACKBONES, DYNAMIC
 from accel.examples.recommender.data import LENGTH, MovieLens
 from accel.examples.recommender.train import Recipe, trained

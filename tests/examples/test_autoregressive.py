@@ -21,7 +21,7 @@ from accel.examples.autoregressive.train_generator import nats, seen
 from accel.examples.fashion import classifier
 from accel.examples.fashion.measure import agreement
 
-from ..compiler.zipar.test_handle import EAGER, LINE, PROMPTS, VALID, joint, pictures
+from ..compiler.models.zipar.test_handle import EAGER, LINE, PROMPTS, VALID, joint, pictures
 from ..language_models import llama
 
 

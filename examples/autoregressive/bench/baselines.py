@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from ....compiler.zipar import ZipAR
-from ....compiler.zipar.decoder import Decoder, FixedDecoder, Layout, Sampler, State
-from ....compiler.zipar.sampling import accept, draw, residual
+from ....compiler.models.zipar import ZipAR
+from ....compiler.models.zipar.decoder import Decoder, FixedDecoder, Layout, Sampler, State
+from ....compiler.models.zipar.sampling import accept, draw, residual
 from ....passes.zipar.raster import Raster
 
 __all__ = ["Jacobi", "Released"]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....compiler.zipar import ZipAR
+from ....compiler.models.zipar import ZipAR
 from ...fashion import classifier, data
 from ...fashion.measure import agreement
 from ..generator import END_OF_LINE, codes_of, prompt_of, tokens_of

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ....compiler.zipar import ZipAR
+from ....compiler.models.zipar import ZipAR
 from ....kernels.errors import OptionError
 from ..generator import load_generator
 from ..tokenizer import COLUMNS, load_tokenizer

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from ....compiler.models.zipar import ZipAR
 from ....compiler.report import stats
-from ....compiler.zipar import ZipAR
 from ..generator import END_OF_LINE, prompt_of
 from ..tokenizer import CODES, COLUMNS, ROWS
 

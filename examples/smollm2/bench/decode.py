@@ -21,7 +21,7 @@ def slimmed(
     predictions for the tokens that follow, against those of a full cache."""
     from transformers import DynamicCache
 
-    from ....compiler.slim_cache import SlimCache
+    from ....compiler.models.slim_cache import SlimCache
 
     def predicted(cache: Any) -> Tensor:
         model.model(tokens[None, :prompt], past_key_values=cache)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from accel import Dynamics, Engine, export, report_of, stats
 from accel.compiler.backend import compiled_graphs
-from accel.compiler.tables import TableGraph
+from accel.compiler.runtime.tables import TableGraph
 from accel.examples.recommender.backbones import BACKBONES
 from accel.kernels.errors import OptionError
 from accel.passes import CodebookPass
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, layer_norm, softmax
 
 from ... import models
-from ...compiler.solid.test_dynamize import CANDIDATES, HISTORY, ITEMS, dynamic, taught
+from ...compiler.models.solid.test_dynamize import CANDIDATES, HISTORY, ITEMS, dynamic, taught
 
 FOLDED: dict[str, Any] = {"codebook": True, "lowering": "eager", "verify": True}
 IDS = torch.tensor([[0, 4, 2], [1, 1, 3]])

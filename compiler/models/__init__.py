@@ -1,0 +1,1 @@
+"""What users call around a model: parallel decoding, slim caches, dynamic recommenders."""

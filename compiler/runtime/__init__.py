@@ -1,0 +1,1 @@
+"""What runs a program: sampling runs and their state, constants of the weights, sizes."""
