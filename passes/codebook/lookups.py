@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn.functional import embedding
 
+from ..graph.facts import facts_of
 from ..graph.nodes import call_name, is_model_state, value_of
 from .rows import POINTWISE, is_off
 
@@ -54,8 +55,9 @@ def analysed(graph: fx.Graph) -> tuple[set[fx.Node], dict[fx.Node, Rows]]:
         inputs = node.all_input_nodes
         if not isinstance(value_of(node), Tensor):
             continue
-        pure = call_name(node) in POINTWISE | REDUCING | {"t", "transpose", "matmul", "linear"}
-        if inputs and pure and all(each in state for each in inputs):
+        worth = call_name(node) in POINTWISE | REDUCING | {"t", "transpose", "matmul", "linear"}
+        ahead = inputs and worth and all(each in state for each in inputs)
+        if ahead and facts_of(node).pure:
             state.add(node)
             continue
         found = _looked_up(node, state) or _carried(node, state, rows)

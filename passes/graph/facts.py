@@ -40,8 +40,10 @@ class Facts:
         `_leaves`). shares: pairs (a tensor of the result, a tensor of the operands) that share
         memory. results: how many tensors the result has.
     draws: whether it takes random numbers. acts: what else it does or might do, in words; empty
-        where it only computes. flops: multiplications and additions of matrix products, attention
-        and convolutions, at the captured sizes.
+        where it only computes. opaque: whether that is not known, so that it may write to all that
+        it is given, and its result may share memory with that.
+    flops: multiplications and additions of matrix products, attention and convolutions, at the
+        captured sizes.
     """
 
     writes: frozenset[int] = frozenset()
@@ -50,6 +52,7 @@ class Facts:
     draws: bool = False
     acts: str = ""
     flops: int = 0
+    opaque: bool = False
 
     @property
     def pure(self) -> bool:
@@ -58,6 +61,12 @@ class Facts:
 
 
 _NOTHING = Facts()
+
+
+def _unknown(why: str) -> Facts:
+    return Facts(acts=why, opaque=True)
+
+
 _CACHE: dict[Any, Facts] = {}
 Subgraphs = dict[fx.GraphModule, "_Summary"]
 
@@ -71,7 +80,7 @@ def facts_of(node: fx.Node, subgraphs: Subgraphs | None = None) -> Facts:
     if node.op in ("placeholder", "get_attr", "output"):
         return _NOTHING
     if node.op not in ("call_function", "call_method"):
-        return Facts(acts=f"it calls {node.target}, which is no function")
+        return _unknown(f"it calls {node.target}, which is no function")
     if isinstance(node.target, HigherOrderOperator):
         return _of_subgraphs(node, {} if subgraphs is None else subgraphs)
     key = _key_of(node)
@@ -129,17 +138,17 @@ class Memory:
             facts = self._facts[node] = facts_of(node, self.subgraphs)
             if node.op not in ("call_function", "call_method"):
                 continue
-            if not (found or facts.acts or facts.writes):
+            if not (found or facts.opaque or facts.writes):
                 continue
             operands = list(map(self._number, _leaves(node)))
             # Where a call was not understood, its result may share memory with all it was given.
             pairs: Iterable[tuple[int, int]] = facts.shares
-            if facts.acts or len(found) != facts.results:
+            if facts.opaque or len(found) != facts.results:
                 pairs = ((mine, given) for mine in range(len(found)) for given in
                          range(len(operands)))  # fmt: skip
             for mine, given in pairs:
                 self._unite(found[mine], operands[given])
-            if facts.acts:
+            if facts.opaque:
                 written[node] = tuple(operands)
             elif facts.writes:
                 written[node] = tuple(operands[index] for index in facts.writes)
@@ -342,7 +351,7 @@ class _Watch(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.written: set[int] = set()
-        self.draws = False
+        self.draws = self.opaque = False
         self.acts = ""
         self.flops = 0
 
@@ -351,7 +360,7 @@ class _Watch(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         if not isinstance(func, OpOverload):
-            self.acts = self.acts or f"it calls {func}"
+            self.acts, self.opaque = self.acts or f"it calls {func}", True
             return func(*args, **kwargs)
         # One that stands for others says little: what counts is what it is made of.
         name = func.name()
@@ -426,11 +435,11 @@ def _observed(node: fx.Node) -> Facts:
     operands, made = _tensors((args, kwargs)), value_of(node)
     strange = _strange(made)
     if strange:
-        return Facts(acts=strange)
+        return _unknown(strange)
     if any(map(torch._C._functorch.is_functorch_wrapped_tensor, [*operands, *_tensors(made)])):
-        return Facts(acts="it belongs to a torch.func transform")
+        return _unknown("it belongs to a torch.func transform")
     if any(each.layout is not torch.strided for each in [*operands, *_tensors(made)]):
-        return Facts(acts="it works on tensors without a plain layout")
+        return _unknown("it works on tensors without a plain layout")
     if not operands and not _tensors(made):
         # No tensor goes in or comes out: arithmetic of sizes, or a change of some global state.
         numbers = made is not None and getattr(node.target, "__module__", "") in _ARITHMETIC
@@ -471,13 +480,14 @@ def _observed(node: fx.Node) -> Facts:
             writes = frozenset(i for each in watch.written for i in places.get(each, ()))
     except Exception as error:
         # Whatever torch raises for it: then nothing is known of the call.
-        return Facts(acts=f"it can't be run on fake values ({type(error).__name__})")
+        return _unknown(f"it can't be run on fake values ({type(error).__name__})")
     finally:
         changed = _restore(before)
     acts = watch.acts or changed or _strange(result)
     if not acts and result is None and not writes:
         acts = f"{node.target} returns nothing"
-    return Facts(writes, shares, len(results), watch.draws, acts, watch.flops)
+    opaque = watch.opaque or bool(_strange(result))
+    return Facts(writes, shares, len(results), watch.draws, acts, watch.flops, opaque)
 
 
 # Whose functions of numbers only compute.
@@ -534,6 +544,7 @@ class _Summary:
     draws: bool
     acts: str
     flops: int
+    opaque: bool
 
 
 def _summary(graph: fx.Graph, subgraphs: Subgraphs) -> _Summary:
@@ -549,6 +560,7 @@ def _summary(graph: fx.Graph, subgraphs: Subgraphs) -> _Summary:
         draws=any(each.draws for each in facts),
         acts=next((each.acts for each in facts if each.acts), ""),
         flops=sum(each.flops for each in facts),
+        opaque=any(each.opaque for each in facts),
     )
 
 
@@ -560,7 +572,7 @@ def _of_subgraphs(node: fx.Node, subgraphs: Subgraphs) -> Facts:
     children = [getattr(owner, str(each.target), None) for each in named]
     modules = [child for child in children if isinstance(child, fx.GraphModule)]
     if not modules:
-        return Facts(acts=f"{node.target} is no call of subgraphs")
+        return _unknown(f"{node.target} is no call of subgraphs")
     for module in modules:
         if module not in subgraphs:
             subgraphs[module] = _summary(module.graph, subgraphs)
@@ -580,4 +592,5 @@ def _of_subgraphs(node: fx.Node, subgraphs: Subgraphs) -> Facts:
         draws=any(each.draws for each in found),
         acts=next((each.acts for each in found if each.acts), ""),
         flops=own + (max(costs) if branches else sum(costs)),
+        opaque=any(each.opaque for each in found),
     )

@@ -220,3 +220,30 @@ def test_costs_are_those_of_the_matrix_products() -> None:
         functional.scaled_dot_product_attention, tuple(torch.randn(3, 2, 4, 7, 8)), {}
     )
     assert facts_of(attention).flops == 4 * 2 * 4 * 7 * 7 * 8
+
+
+def test_what_acts_is_not_taken_to_write_where_it_is_understood() -> None:
+    def function(x: Tensor) -> Tensor:
+        torch._assert_async((x > 0).any())
+        return x.sin()
+
+    graph = captured(function, torch.rand(3))
+    memory = Memory(graph)
+    (acting,) = [node for node in graph.nodes if memory.facts_of(node).acts]
+    assert not memory.facts_of(acting).opaque
+    assert not list(memory.writers)
+    assert is_impure(acting)
+
+
+def test_what_is_not_understood_may_write_to_all_that_it_is_given() -> None:
+    graph = fx.Graph()
+    x, y = graph.placeholder("x"), graph.placeholder("y")
+    with FakeTensorMode():
+        x.meta["example_value"], y.meta["example_value"] = torch.rand(3), torch.rand(3)
+        node = graph.call_function(lambda a: a.no_such_method(), (x,))
+        node.meta["example_value"] = torch.rand(3)
+    graph.output((node, y))
+    memory = Memory(graph)
+    assert memory.written_by(node) == memory.of(x)
+    assert memory.of(node) == memory.of(x)
+    assert memory.of(node).isdisjoint(memory.of(y))
