@@ -30,10 +30,10 @@ __all__ = [
     "verify",
 ]
 
-# Tables come first, as they leave less to do. Then projections: their fused weights have to be inputs
-# by the time that a branch or a subgraph takes blocks in. Then attention, while all of it is in one
-# graph. Outlining comes late: the others read single operations, which it hides in subgraphs. What
-# comes after it is for graphs that call none.
+# Tables come first, as they leave less to do. Then projections: their fused weights have to be
+# inputs by the time that a branch or a subgraph takes blocks in. Then attention, while all of it is
+# in one graph. Outlining comes late: the others read single operations, which it hides in
+# subgraphs. What comes after it is for graphs that call none.
 PASSES: tuple[type[Pass], ...] = (
     CodebookPass, FuseProjectionsPass, OmniSparsePass, PadePass, OutlinePass, SingleQueryPass,
 )  # fmt: skip
