@@ -207,9 +207,9 @@ def stats(compiled: Any) -> Stats:
 def refresh(compiled: Any) -> None:
     """Have what a compiled model keeps of its weights computed again at the next call.
 
-    These are the codebook pass's tables. Needed only after a change that a call can't see by itself
-    at once, which is one made past torch's count (through `.data`, numpy, a fused operation called
-    directly, or to tensors made in inference mode) to little of a weight:
+    These are the codebook pass's tables and fused projections. Needed only after a change that a
+    call can't see by itself at once, which is one made past torch's count (through `.data`, numpy,
+    a fused operation called directly, or to tensors made in inference mode) to little of a weight:
 
     - A call notices at once: weights that are other tensors or lie elsewhere (`assign=True`,
       `.data =`, `.to`), whatever torch counts (operations in place, `load_state_dict`), a step of

@@ -10,6 +10,12 @@ After, where the weight and the bias are functions of the model's weights alone:
 
 The results are copies, not views, so that their layout and memory are what they were; a compiler
 computes what follows from the product itself. The fused weights are there beside the model's own.
+
+Off unless asked for, as it does not pay where it was measured: a block of a language model in
+float32, of width 256 or 768, runs 0.94 to 1.02 times as fast with it on a CPU core, for 1 to 1024
+tokens (`python -m accel.examples.projections`). The same weights are read either way, and to find
+out whether they have changed takes 8 microseconds a call. It leaves fewer calls of kernels, which
+may pay where these are short and costly to start; that was not measured.
 """
 
 from __future__ import annotations
@@ -77,7 +83,7 @@ class FuseProjectionsPass(Pass):
 
     def __post_init__(self) -> None:
         if self.minimum < 2:
-            raise OptionError(f"minimum is {self.minimum}; one layer alone can't be fused")
+            raise OptionError(f"minimum is {self.minimum}; it takes two layers or more")
         if self.weight_bytes < 1:
             raise OptionError(f"weight_bytes is {self.weight_bytes}; it has to be above 0")
 
@@ -139,13 +145,14 @@ def _by_value(program: Program) -> Iterator[Group]:
     """Linear layers by the value that they read, within a block.
 
     What all blocks compute from one value, such as keys of a prompt, is not taken together: a block
-    would compute it for all others, and be unlike them.
+    would compute it for all others, and be unlike them. A list of layers is no stack of blocks.
     """
     graph = program.module.graph
     block = {
         node: each.path
         for stack in find_stacks(graph, program.memory)
         for each in stack.blocks
+        if sum(node.op.startswith("call") for node in each.nodes) > 1
         for node in each.nodes
     }
     found: dict[tuple[fx.Node, str | None], Group] = {}
