@@ -111,7 +111,7 @@ def load(path: str | os.PathLike[str], **options: Any) -> Engine:
 
     options: those of the file's format, which are the fields of its class in `FORMATS`; for
     ".onnx" `providers`, onnxruntime's execution providers in order of preference.
-    Nothing is unpickled; but for ".onnx", a file holds a program that torch runs or evaluates, so
+    Nothing is unpickled, but a file may hold code, as its format's class says: a ".pt2" does, so
     load only what you trust. Raises EngineError for a file that is damaged, foreign, or built for
     another machine, and OptionError for an option that its format does not have.
     """

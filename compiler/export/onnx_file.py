@@ -45,7 +45,7 @@ class OnnxFile(Format):
     """
 
     suffix: ClassVar[str] = ".onnx"
-    summary: ClassVar[str] = "run by onnxruntime, anywhere"
+    summary: ClassVar[str] = "run by onnxruntime"
     cannot: ClassVar[Mapping[Feature, str]] = {
         Feature.SHARED_SUBGRAPHS: "torch.onnx.export writes a shared subgraph out at every call",
     }

@@ -38,27 +38,28 @@ HARMLESS = re.compile(
 
 @dataclass(frozen=True)
 class PortableProgram(Format):
-    """A program of `torch.export` with its weights, for any machine that has torch.
+    """A program of `torch.export` with its weights: no machine code, none of accel's operators.
 
-    No machine code and none of accel's operators: torch runs it operator by operator, on the kind
-    of device that it was made on. `torch.export.load` reads it too, to be compiled anew:
-    `torch.compile(torch.export.load(open("model.ep", "rb")).module())`.
+    Torch runs it operator by operator, on the kind of device that it was made on; versions of
+    torch whose programs have the same schema read it. So does `torch.export.load`, to have it
+    compiled anew: `torch.compile(torch.export.load(open("model.ep", "rb")).module())`.
     Nothing in it is unpickled: a file that holds a pickle is refused. Torch evaluates expressions
     of sizes in it as Python, so load only what you trust.
     """
 
     suffix: ClassVar[str] = ".ep"
-    summary: ClassVar[str] = "run by torch operator by operator, anywhere"
+    summary: ClassVar[str] = "run by torch, operator by operator"
     cannot: ClassVar[Mapping[Feature, str]] = {
         Feature.SHARED_SUBGRAPHS: "torch.export.save writes a shared subgraph out at every call, "
         "and torch.compile (2.13) refuses such calls in a program that is compiled anew",
     }
 
     def write(self, program: ExportedProgram, manifest: Manifest, path: Path) -> None:
+        about = {MANIFEST: manifest.write()}
         try:
             with path.open("wb") as file:
-                torch.export.save(_bare(program), file, extra_files={MANIFEST: manifest.write()})
-        except (RuntimeError, NotImplementedError, AssertionError) as error:
+                torch.export.save(_bare(program), file, extra_files=about)
+        except Exception as error:  # torch raises whatever its serialising meets
             raise ExportError(
                 f"torch.export.save can't write the rewritten graph: {first_line(error)}"
             ) from error
@@ -116,7 +117,7 @@ def _bare(program: ExportedProgram) -> ExportedProgram:
 def _refuse_pickles(records: Any, path: Path) -> None:
     """Raise EngineError for a record that is not of those that torch reads without running it."""
     for name in records.get_all_records():
-        sound = HARMLESS.fullmatch(name)
+        sound = HARMLESS.fullmatch(name) is not None
         if name in CONFIGS:
             sound = _all_raw(records.get_record(name))
         elif name == SAMPLES:
@@ -133,7 +134,7 @@ def _all_raw(config: bytes) -> bool:
     try:
         tensors = json.loads(config)["config"].values()
         return all(RAW.fullmatch(each["path_name"]) and not each["use_pickle"] for each in tensors)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):  # of another form
         return False
 
 

@@ -17,6 +17,7 @@ import torch
 from accel import EngineError
 from accel.compiler.export.torch_archive import seal_archive
 from accel.tests.models import dit, euler, noise, relative
+from torch import Tensor, nn
 
 LABELS = torch.tensor([1, 2])
 EXAMPLE = {"timestep": torch.full((2,), 1000.0), "class_labels": LABELS}
@@ -78,6 +79,30 @@ def test_nothing_of_the_machine_that_wrote_it(path: Path) -> None:
         text = archive.read("archive/models/model.json").decode()
     assert Path(torch.__file__).parent.parent.as_posix() not in text
     assert "stack_trace" not in text
+
+
+class Odd(nn.Module):
+    """An infinite number, a tensor made on the way, weights that share memory, and an empty one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4, dtype=torch.bfloat16)
+        self.second = nn.Linear(4, 4, dtype=torch.bfloat16)
+        self.second.weight = self.first.weight
+        self.register_buffer("nothing", torch.empty(0, 4, dtype=torch.bfloat16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(x)) * torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=x.dtype)
+        x = x.masked_fill(x > 1.0, float("-inf")).softmax(-1)
+        return torch.cat([x, self.nothing])
+
+
+def test_values_that_are_hard_to_write(tmp_path: Path) -> None:
+    model, inputs = Odd().eval(), torch.randn(3, 4, dtype=torch.bfloat16)
+    engine = accel.export(model, (inputs,), path=tmp_path / "odd.ep")
+    for given in (inputs, torch.randn(5, 4, dtype=torch.bfloat16)):
+        with torch.no_grad():
+            torch.testing.assert_close(engine(given), model(given), rtol=0, atol=0, equal_nan=True)
 
 
 Records = dict[str, bytes]
