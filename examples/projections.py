@@ -38,11 +38,12 @@ class Block(nn.Module):
 
     def forward(self, value: Tensor) -> Tensor:
         normed = self.norms[0](value)
-        heads = (
+        query, key, values = (
             layer(normed).unflatten(-1, (-1, HEAD)).transpose(1, 2)
             for layer in (self.query, self.key, self.value)
         )
-        seen = scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2).flatten(2)
+        seen = scaled_dot_product_attention(query, key, values, is_causal=True)
+        seen = seen.transpose(1, 2).flatten(2)
         value = value + self.out(seen)
         normed = self.norms[1](value)
         result: Tensor = value + self.down(silu(self.gate(normed)) * self.up(normed))
@@ -68,7 +69,7 @@ def alternating(
 
 
 def compiled(model: nn.Module, fused: bool) -> Any:
-    options = {"pade": False, "outline": False, "fuse_projections": fused}
+    options: dict[str, Any] = {"pade": False, "outline": False, "fuse_projections": fused}
     return torch.compile(model, backend="accel", fullgraph=True, options=options)
 
 
