@@ -38,11 +38,11 @@ class Block(nn.Module):
 
     def forward(self, value: Tensor) -> Tensor:
         normed = self.norms[0](value)
-        query, key, attended = (
+        query, key, values = (
             layer(normed).unflatten(-1, (-1, HEAD)).transpose(1, 2)
             for layer in (self.query, self.key, self.value)
         )
-        seen = scaled_dot_product_attention(query, key, attended, is_causal=True)
+        seen = scaled_dot_product_attention(query, key, values, is_causal=True)
         seen = seen.transpose(1, 2).flatten(2)
         value = value + self.out(seen)
         normed = self.norms[1](value)

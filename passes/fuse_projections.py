@@ -249,7 +249,7 @@ def _fuse(module: fx.GraphModule, groups: Sequence[Group]) -> Constants:
         biases = tuple(None if each.bias is None else number[each.bias] for each in group)
         plan.append((weights, biases))
         rows, value = sum(each.size for each in group), value_of(group[0].weight)
-        shapes: dict[str, tuple[Any, ...]] = {"weight": (rows, value.shape[1])}
+        shapes: dict[str, tuple[int, ...]] = {"weight": (rows, value.shape[1])}
         if _has_bias(group):
             shapes["bias"] = (rows,)
         own = [

@@ -207,13 +207,13 @@ def test_old_tables_go_before_new_ones_are_computed(monkeypatch: pytest.MonkeyPa
     (kept,) = graph.computed.values()
     table = weakref.ref(kept.tables[0])
     del kept
-    computed = tables.Tables.computed
+    computed = tables.Constants.computed
 
     def seen(self: Any, inputs: Any) -> Any:
         assert table() is None
         return computed(self, inputs)
 
-    monkeypatch.setattr(tables.Tables, "computed", seen)
+    monkeypatch.setattr(tables.Constants, "computed", seen)
     model.item.weight.mul_(2)
     torch.testing.assert_close(run(IDS), model(IDS))
 
