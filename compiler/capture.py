@@ -12,13 +12,17 @@ from typing import Any
 import torch
 from torch import fx
 
-__all__ = ["NOT_WHOLE", "captured"]
+__all__ = ["captured", "not_whole"]
 
-# What Dynamo raises for a model that it can't capture as one graph; the latter for sizes in data.
-NOT_WHOLE = (torch._dynamo.exc.Unsupported, torch._dynamo.exc.UserError)
 
 Backend = Callable[[fx.GraphModule, list[Any]], Callable[..., Any]]
 UNREACHED = 2**16  # compilations of one class
+
+
+def not_whole() -> tuple[type[Exception], ...]:
+    """What Dynamo raises for a model that it can't capture as one graph; the latter for sizes in
+    data. Not named when this is imported, as Dynamo loads slowly."""
+    return torch._dynamo.exc.Unsupported, torch._dynamo.exc.UserError
 
 
 def captured(
@@ -32,7 +36,7 @@ def captured(
     """A callable like `function` that hands each of its graphs to `backend` and runs what that
     returns. It may compile at every call, however often this class was compiled before.
 
-    whole: raise one of NOT_WHOLE where it is not one graph. config: of Dynamo, during a call.
+    whole: raise one of `not_whole` where it is not one graph. config: of Dynamo, during a call.
     settings: of `torch.compile`.
     """
     compiling: Any = torch.compile  # its stubs lack some of the settings

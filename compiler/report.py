@@ -14,7 +14,7 @@ from ..kernels.omnisparse.selection import SelectionSummary
 from ..passes import PASSES, PadePass, PassResult, Skip
 from ..passes.pade.schedule import Auto
 from .backend import compiled_graphs
-from .capture import NOT_WHOLE, captured
+from .capture import captured, not_whole
 from .export.engine import Engine
 from .lowering.partitions import partitions
 from .lowering.table import CANNOT
@@ -137,7 +137,7 @@ def explain(
     one_graph = True
     try:
         captured(original, collect)(*args, **kwargs)
-    except NOT_WHOLE:
+    except not_whole():
         one_graph = False
         graphs.clear()
         captured(original, collect, whole=False)(*args, **kwargs)

@@ -28,5 +28,5 @@ def test_pages_name_files_that_exist() -> None:
         text = (ROOT / folder / "README.md").read_text()
         for row in re.findall(r"^\| (`.*?) \|", text, re.MULTILINE):
             for name in re.findall(r"`([\w./*]+)`", row):
-                found = list((ROOT / folder).rglob(name.rstrip("/")))
+                found = [*(ROOT / folder).rglob(name.rstrip("/")), *ROOT.glob(name)]
                 assert found, f"{folder}/README.md names {name}"

@@ -32,10 +32,15 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "installed"
 
 
+def _is_shipped(path: Path) -> bool:
+    """Pages are for who reads the code."""
+    return "__pycache__" not in path.parts and path.suffix != ".md" and (ROOT / path).is_file()
+
+
 def test_the_wheel_holds_the_whole_compiler_and_nothing_else(installed: Path) -> None:
     """A package, or a kind of file, that pyproject.toml does not list is missing here."""
     tree = [path.relative_to(ROOT) for each in SHIPPED for path in (ROOT / each).rglob("*")]
-    kept = {path for path in tree if "__pycache__" not in path.parts and (ROOT / path).is_file()}
+    kept = {path for path in tree if _is_shipped(path)}
     wanted = {Path("__init__.py"), Path("py.typed"), *kept}
     package = installed / "accel"
     found = {path.relative_to(package) for path in package.rglob("*") if path.is_file()}

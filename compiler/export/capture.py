@@ -26,7 +26,7 @@ from ...passes.graph.nodes import (
     results_of,
     value_of,
 )
-from ..capture import NOT_WHOLE, captured
+from ..capture import captured, not_whole
 from ..options import Options
 from ..pipeline import rewrite
 from ..runtime.sizes import evaluate, text_of
@@ -212,7 +212,7 @@ def _trace(
                 torch._dynamo.maybe_mark_dynamic(leaf, dim)
     try:
         result = captured(model, collect)(**arguments)
-    except NOT_WHOLE as error:
+    except not_whole() as error:
         raise ExportError(
             f"{name} can't be captured as one graph: {first_line(error)}. Only a model that "
             "torch.compile(fullgraph=True) takes can be exported"

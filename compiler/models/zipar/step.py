@@ -21,7 +21,7 @@ from ....passes.base import PassResult
 from ....passes.graph.emit import Slot, add_input
 from ....passes.graph.nodes import results_of, value_of
 from ....passes.zipar.rewrite import CacheState, ZipARPass
-from ...capture import NOT_WHOLE, captured
+from ...capture import captured, not_whole
 from ...export.capture import Step, sources_of
 from .names import cache_name
 
@@ -113,7 +113,7 @@ class StepCapture:
             )  # fmt: skip
         try:
             self._runs[methods](model, cache_name(model), self.heads, *given.values(), list(caches))
-        except NOT_WHOLE as error:
+        except not_whole() as error:
             raise OptionError(
                 f"the decode step of {name} can't be captured as one graph: {first_line(error)}"
             ) from error

@@ -26,6 +26,7 @@ ALLOWED = {
     "clock._AFTER_SINE": "what the sine goes through before a layer",
     "contraction._source": "how a generated vector becomes a matrix",
     "handed._moved": "how keys and values may be rearranged; all else is refused by name",
+    "handed.SAME": "what hands keys and values on as they are; all else is refused by name",
     "lookups.analysed": "what of the weights alone is worth computing ahead",
     "pairing._additive_sources": "what keeps a residual stream, and which of it keeps a window",
     "rows.POINTWISE": "what treats each element by itself, so that a row can be chosen before",
