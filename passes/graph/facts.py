@@ -384,6 +384,9 @@ class _Watch(TorchDispatchMode):
             self.draws = True
         if not schema.returns and not writes:
             self.acts = self.acts or f"{func} returns nothing"
+        if [each.type.kind() for each in schema.returns] == ["NumberType"]:
+            # A number out of a tensor: any will do to see what is done with it.
+            return _ZEROS.get(args[0].dtype, 0)
         result = func(*args, **kwargs)
         if func in COSTS:
             self.flops += hint(COSTS[func](*args, **kwargs))
@@ -394,6 +397,13 @@ class _Watch(TorchDispatchMode):
         if formula is not None:
             self.flops += hint(formula(*args, **kwargs, out_val=result))
         return result
+
+
+_ZEROS: dict[torch.dtype, Any] = {
+    torch.bool: False,
+    **dict.fromkeys((torch.float16, torch.bfloat16, torch.float32, torch.float64), 0.0),
+    **dict.fromkeys((torch.complex64, torch.complex128), 0j),
+}
 
 
 def _is_on(given: dict[str, Any], *names: str) -> bool:

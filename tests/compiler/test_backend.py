@@ -91,7 +91,7 @@ def test_the_graph_predicts_what_the_predictor_says(name: str) -> None:
     euler(fast, noise(), LABELS, times=[1.0, 0.9, 0.75])
     ((graph, record),) = runtime.graphs_of(frozenset(map(id, model.parameters())))
     (run,) = record.runs.live.values()
-    residuals = [residual.clone() for residual in run.residuals[0]]
+    residuals = [each.clone() for each in run.carried.streams[0].residuals]
     seen: list[torch.Tensor] = []
     inner = graph.function
 
@@ -107,7 +107,6 @@ def test_the_graph_predicts_what_the_predictor_says(name: str) -> None:
     predictor = graph.state.predictor
     passed = [600.0, 750.0, 900.0, 1000.0, 1000.0][: predictor.history + 1]
     times = torch.tensor(passed, dtype=torch.float64)[:, None].expand(-1, 2)
-    residuals += [residuals[-1]] * (predictor.history - len(residuals))
     measured = moments(residuals[0], residuals[1:], residuals[0], predictor.granularity)
     coefficients = predictor.coefficients(times, torch.tensor(0.5), measured.double())
     assert coefficients is not None
