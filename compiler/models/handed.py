@@ -76,6 +76,7 @@ class Handed(Tensor):
         self.repeats, self.opened, self.turned = repeats, opened, turned
         return self
 
+    # Tensor's own takes a keyword that torch alone hands over.
     def __repr__(self) -> str:  # type: ignore[override]
         return f"Handed({self.what} of layer {self.owner.index}, {list(self.shape)})"
 
@@ -90,6 +91,7 @@ class Handed(Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             return _answer(func, args, kwargs or {})
 
+    # Tensor holds a C function there, for whose type mypy has no class method.
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -81,23 +81,23 @@ def call_name(node: fx.Node) -> str:
 
 def descendants(roots: Iterable[fx.Node]) -> set[fx.Node]:
     """All nodes that depend on `roots`, these included."""
-    found, todo = set(), list(roots)
-    while todo:
-        node = todo.pop()
-        if node not in found:
-            found.add(node)
-            todo.extend(node.users)
-    return found
+    return _reached(roots, lambda node: node.users)
 
 
 def ancestors(roots: Iterable[fx.Node]) -> set[fx.Node]:
     """All nodes that `roots` depend on, these included."""
+    return _reached(roots, lambda node: node.all_input_nodes)
+
+
+def _reached(
+    roots: Iterable[fx.Node], neighbours: Callable[[fx.Node], Iterable[fx.Node]]
+) -> set[fx.Node]:
     found, todo = set(), list(roots)
     while todo:
         node = todo.pop()
         if node not in found:
             found.add(node)
-            todo.extend(node.all_input_nodes)
+            todo.extend(neighbours(node))
     return found
 
 

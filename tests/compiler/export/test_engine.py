@@ -18,6 +18,8 @@ from accel.examples.export.bench import count_ifs
 from accel.tests.models import dit, euler, noise, relative
 from torch import Tensor, nn
 
+from .conftest import EngineFile
+
 LABELS = torch.tensor([1, 2])
 KINDS = tuple(form.suffix.removeprefix(".") for form in FORMATS)
 
@@ -31,18 +33,9 @@ def exported(folder: Path, kind: str, **options: Any) -> Engine:
     return accel.export(dit(2), args, kwargs, path=folder / f"dit.{kind}", options=options or None)
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same model in all formats, made once."""
-    folder = tmp_path_factory.mktemp("engines")
-    for kind in KINDS:
-        exported(folder, kind)
-    return {kind: folder / f"dit.{kind}" for kind in KINDS}
-
-
 @pytest.fixture(params=KINDS)
-def engine(request: pytest.FixtureRequest, files: dict[str, Path]) -> Engine:
-    return accel.load(files[request.param])
+def engine(request: pytest.FixtureRequest, engine_file: EngineFile) -> Engine:
+    return accel.load(engine_file(request.param))
 
 
 def compiled() -> Any:
@@ -224,11 +217,11 @@ def test_what_cannot_be_exported_leaves_no_file(tmp_path: Path) -> None:
 
 
 def test_a_file_that_would_not_load_is_not_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine_file: EngineFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the engine that was there before stays."""
-    exported(tmp_path, "onnx")
-    before = (tmp_path / "dit.onnx").read_bytes()
+    before = engine_file("onnx").read_bytes()
+    (tmp_path / "dit.onnx").write_bytes(before)
 
     def refuse(form: OnnxFile, path: Path) -> None:
         raise EngineError("not today")
@@ -256,11 +249,11 @@ def test_an_engine_that_computes_something_else_is_not_left(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_branch_and_weights_once(files: dict[str, Path]) -> None:
+def test_one_branch_and_weights_once(engine_file: EngineFile) -> None:
     import onnx
 
-    assert count_ifs(files["onnx"]) == 1
-    model = onnx.load(files["onnx"])
+    assert count_ifs(engine_file("onnx")) == 1
+    model = onnx.load(engine_file("onnx"))
     stored = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     owned = sum(tensor.nbytes for tensor in dit(2).state_dict().values())
     assert owned * 0.9 < stored < owned * 1.1
@@ -269,8 +262,8 @@ def test_one_branch_and_weights_once(files: dict[str, Path]) -> None:
     assert all(len(tensor.raw_data) < 1000 for g in branches for tensor in g.initializer)
 
 
-def test_no_sources_in_a_package(files: dict[str, Path]) -> None:
-    names = zipfile.ZipFile(files["pt2"]).namelist()
+def test_no_sources_in_a_package(engine_file: EngineFile) -> None:
+    names = zipfile.ZipFile(engine_file("pt2")).namelist()
     assert any(name.endswith(".so") for name in names)
     assert not any(name.endswith(".cpp") for name in names)
 

@@ -19,19 +19,10 @@ from accel.compiler.export.seal import seal
 from accel.compiler.export.torch_archive import MANIFEST, seal_archive
 from accel.tests.models import dit, noise
 
+from .conftest import EngineFile
+
 KINDS = tuple(form.suffix.removeprefix(".") for form in FORMATS)
 MUTATIONS = 100  # of each format
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("files")
-    kwargs = {"timestep": torch.full((2,), 1000.0), "class_labels": torch.tensor([1, 2])}
-    found = {}
-    for kind in KINDS:
-        found[kind] = folder / f"dit.{kind}"
-        accel.export(dit(2), (noise(),), kwargs, path=found[kind])
-    return found
 
 
 def refused(path: Path, match: str) -> None:
@@ -40,8 +31,8 @@ def refused(path: Path, match: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_damaged_files(files: dict[str, Path], kind: str, tmp_path: Path) -> None:
-    content = files[kind].read_bytes()
+def test_damaged_files(engine_file: EngineFile, kind: str, tmp_path: Path) -> None:
+    content = engine_file(kind).read_bytes()
     pick = random.Random(0)
     target = tmp_path / f"damaged.{kind}"
     for number in range(MUTATIONS):
@@ -152,36 +143,36 @@ FORGERIES = {
     # Only an ONNX graph knows its inputs' names.
     [(kind, name) for kind in RESEAL for name in FORGERIES if kind == "onnx" or name != "name"],
 )
-def test_wrong_manifests(files: dict[str, Path], kind: str, forgery: str, tmp_path: Path) -> None:
+def test_wrong_manifests(engine_file: EngineFile, kind: str, forgery: str, tmp_path: Path) -> None:
     """Correctly sealed, with a manifest that is not right."""
-    text = accel.load(files[kind]).manifest.write()
+    text = accel.load(engine_file(kind)).manifest.write()
     data = json.loads(text)
     apply, message = FORGERIES[forgery]
     apply(data)
     target = tmp_path / f"forged.{kind}"
     reseal = RESEAL[kind]
-    reseal(files[kind], target, text)
+    reseal(engine_file(kind), target, text)
     assert accel.load(target).manifest.write() == text  # the forger's tools work
     target.unlink()
-    reseal(files[kind], target, json.dumps(data))
+    reseal(engine_file(kind), target, json.dumps(data))
     refused(target, message)
 
 
-def test_another_machine(files: dict[str, Path], tmp_path: Path) -> None:
-    text = accel.load(files["pt2"]).manifest.write()
+def test_another_machine(engine_file: EngineFile, tmp_path: Path) -> None:
+    text = accel.load(engine_file("pt2")).manifest.write()
     data = json.loads(text)
     data["machine"]["capability"] = "sm_90"
-    reseal_archive(files["pt2"], tmp_path / "other.pt2", json.dumps(data))
+    reseal_archive(engine_file("pt2"), tmp_path / "other.pt2", json.dumps(data))
     refused(tmp_path / "other.pt2", r"built for another machine: capability sm_90 \(here")
 
 
-def test_a_manifest_survives(files: dict[str, Path]) -> None:
-    manifest = accel.load(files["onnx"]).manifest
+def test_a_manifest_survives(engine_file: EngineFile) -> None:
+    manifest = accel.load(engine_file("onnx")).manifest
     assert Manifest.read(manifest.write()) == manifest
 
 
 def test_weights_in_a_file_of_their_own(
-    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine_file: EngineFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What happens above 2 GiB, made to happen at once."""
     monkeypatch.setattr(onnx_file, "LARGEST", 1000)
@@ -190,9 +181,9 @@ def test_weights_in_a_file_of_their_own(
     engine = accel.export(dit(2), (noise(),), kwargs, path=path)
     weights = tmp_path / "large.onnx.data"
     assert sorted(each.name for each in tmp_path.iterdir()) == [path.name, weights.name]
-    inline_size = files["onnx"].stat().st_size
+    inline_size = engine_file("onnx").stat().st_size
     assert path.stat().st_size < inline_size - 0.9 * weights.stat().st_size
-    inline = accel.load(files["onnx"])
+    inline = accel.load(engine_file("onnx"))
     torch.testing.assert_close(engine(noise(), **kwargs)[0], inline(noise(), **kwargs)[0])
     content = bytearray(weights.read_bytes())
     content[100] ^= 1

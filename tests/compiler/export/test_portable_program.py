@@ -19,15 +19,15 @@ from accel.compiler.export.torch_archive import seal_archive
 from accel.tests.models import dit, euler, noise, relative
 from torch import Tensor, nn
 
+from .conftest import EngineFile
+
 LABELS = torch.tensor([1, 2])
 EXAMPLE = {"timestep": torch.full((2,), 1000.0), "class_labels": LABELS}
 
 
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("programs") / "dit.ep"
-    accel.export(dit(2), (noise(),), EXAMPLE, path=target)
-    return target
+@pytest.fixture
+def path(engine_file: EngineFile) -> Path:
+    return engine_file("ep")
 
 
 def test_torch_alone_reads_it(path: Path) -> None:

@@ -14,9 +14,13 @@ from accel import EngineError
 from accel.compiler.export import sampling
 from accel.tests.models import dit, noise
 
+from .conftest import EngineFile
+
 BUILDER = """
 import torch
 from accel.tests.models import dit, noise
+
+from .conftest import EngineFile
 
 def build():
     return dit(), (noise(),), {"timestep": torch.ones(2), "class_labels": torch.tensor([1, 2])}
@@ -74,9 +78,9 @@ def test_results_without_names(tmp_path: Path) -> None:
     torch.testing.assert_close(engine(parts)[1], parts[0] * 2)
 
 
-def test_stored_inputs(tmp_path: Path) -> None:
+def test_stored_inputs(engine_file: EngineFile, tmp_path: Path) -> None:
     kwargs = {"timestep": torch.ones(2), "class_labels": torch.tensor([1, 2])}
-    engine = accel.export(dit(2), (noise(),), kwargs, path=tmp_path / "dit.onnx")
+    engine = accel.load(engine_file("onnx"))
     path = tmp_path / "in.npz"
     numpy.savez(path, hidden_states=noise().numpy(), **{k: v.numpy() for k, v in kwargs.items()})
     outputs = sampling.run_once(engine, sampling.read_inputs(engine, path))

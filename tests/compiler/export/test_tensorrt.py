@@ -5,22 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import accel
 import pytest
-import torch
 from accel import EngineError
 from accel.compiler.export.tensorrt import check_tensorrt, published_support
-from accel.tests.models import dit, noise
 from onnx import TensorProto, helper, save
+
+from .conftest import EngineFile
 
 FLOAT = TensorProto.FLOAT
 
 
-def test_an_engine_is_clean(tmp_path: Path) -> None:
-    kwargs = {"timestep": torch.ones(2), "class_labels": torch.tensor([1, 2])}
-    path = tmp_path / "dit.onnx"
-    accel.export(dit(2), (noise(),), kwargs, path=path)
-    assert check_tensorrt(path) == []
+def test_an_engine_is_clean(engine_file: EngineFile) -> None:
+    assert check_tensorrt(engine_file("onnx")) == []
 
 
 def test_the_table_names_its_source() -> None:

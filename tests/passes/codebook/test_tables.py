@@ -92,12 +92,12 @@ def test_work_stays_within_the_bytes_allowed(name: str) -> None:
         torch.testing.assert_close(run(IDS), model(IDS))
         graph = table_graph(model)
         details = report_of(run).passes["codebook"].details[-1]
-        inputs: dict[int, Tensor] = {}
+        inputs: dict[int, Any] = {}
         (kept,) = graph.computed.values()
         for index, source in zip(graph.tables.sources, kept.sources, strict=True):
-            inputs[index] = source()  # type: ignore[assignment]
+            inputs[index] = source()
         with Peak() as peak:
-            tables = graph.tables.computed(inputs)  # type: ignore[arg-type]
+            tables = graph.tables.computed(inputs)
         for one, other in zip(tables, kept.tables, strict=True):
             torch.testing.assert_close(one, other)
         results = sum(each.numel() * each.element_size() for each in tables)

@@ -3,48 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import accel
 import pytest
 import torch
-from accel import ExportError, OptionError, PadeOptions
-from accel.kernels.predictors import PREDICTORS, Predictor, predictor_name
-from accel.kernels.predictors.chebyshev import Chebyshev
-from accel.kernels.predictors.hermite import Hermite
+from accel import OptionError, PadeOptions
+from accel.kernels.predictors import PREDICTORS, Predictor
 from accel.kernels.predictors.pade import Pade
-from accel.kernels.predictors.polynomial import Taylor
 from accel.passes.pade.trial import accepted
 from accel.tests.models import dit, euler, noise, relative
+from accel.tests.predictors import Leaning, compiled
 from torch import Tensor
 
 LABELS = torch.tensor([1, 2])
 UNSOUND = {"tc-pade-paper", "tc-pade-paper-reversed", "tc-pade-release"}
-
-
-@dataclass(frozen=True)
-class Leaning:
-    """Reuse, leaning towards the line through the newest two residuals."""
-
-    gain: float = 0.5
-    inside: float = 1.0  # a factor in `predict`, that of the coefficients being `gain`
-    history: Any = 2
-    granularity: Any = "sample"
-    keeps_predictions: Any = False
-    reads_inputs: Any = False
-
-    def coefficients(self, times: Tensor, remaining: Tensor, moments: Tensor) -> Any:
-        gap = times[1] - times[2]
-        ahead = (times[0] - times[1]) / torch.where(gap == 0, 1.0, gap)
-        return torch.where(gap == 0, 0.0, self.gain * ahead)[None]
-
-    def predict(
-        self, residuals: Sequence[Tensor], coefficients: Tensor | None, inputs: Sequence[Tensor]
-    ) -> Any:
-        assert coefficients is not None
-        newest, older = residuals[0].float(), residuals[1].float()
-        return newest + self.inside * coefficients[0][:, None, None] * (newest - older)
 
 
 class Plain:
@@ -230,11 +204,6 @@ def test_the_error_that_was_raised_is_kept() -> None:
 # What is accepted
 
 
-def compiled(model: Any, predictor: Any, lowering: str = "eager", **pade: Any) -> Any:
-    options = {"lowering": lowering, "pade": {"predictor": predictor, **pade}}
-    return torch.compile(model, backend="accel", fullgraph=True, options=options)
-
-
 def test_an_object_runs_like_the_same_predictor_by_name() -> None:
     """`Leaning(1)` is the line through two residuals, so it is "linear"."""
     model = dit(2)
@@ -253,53 +222,6 @@ def test_a_predictor_without_coefficients_that_reads_inputs_runs() -> None:
     fast = compiled(dit(2), Plain())
     assert all(torch.isfinite(each).all() for each in euler(fast, noise(), LABELS))
     assert accel.stats(fast).predicted_steps == 12
-
-
-def test_inductors_cache_tells_two_objects_apart() -> None:
-    """Their graphs differ, and it keys on those; the first one's code stays on the disk."""
-    model = dit(2)
-    for inside in (1.0, 0.25):
-        finals = []
-        for lowering in ("inductor", "eager"):
-            torch.compiler.reset()
-            fast = compiled(model, Leaning(inside=inside), lowering)
-            finals.append(euler(fast, noise(), LABELS)[-1])
-            assert accel.stats(fast).predicted_steps == 12
-        assert relative(*finals) < 1e-4
-
-
-@pytest.mark.parametrize("kind", ["onnx", "pt2"])
-def test_an_engine_refuses_an_object_by_name(kind: str, tmp_path: Any) -> None:
-    kwargs = {"timestep": torch.full((2,), 1000.0), "class_labels": LABELS}
-    for own in (Leaning(gain=0.25), Taylor(order=4)):
-        name = predictor_name(own)
-        with pytest.raises(ExportError) as caught:
-            accel.export(
-                dit(2), (noise(),), kwargs, path=tmp_path / f"dit.{kind}",
-                options={"pade": {"predictor": own}},
-            )  # fmt: skip
-        assert f"the predictor {name} is an object" in str(caught.value)
-        assert "export_repository" in str(caught.value)
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("kind", "name", "predictor"),
-    [("onnx", "chebyshev", Chebyshev()), ("pt2", "hermite", Hermite())],
-)
-def test_an_engine_takes_an_object_that_has_a_name(
-    kind: str, name: str, predictor: Predictor, tmp_path: Any
-) -> None:
-    kwargs = {"timestep": torch.full((2,), 1000.0), "class_labels": LABELS}
-    pade = {"predictor": predictor, "max_error": 1e9}
-    engine = accel.export(
-        dit(2), (noise(),), kwargs, path=tmp_path / f"dit.{kind}", options={"pade": pade}
-    )
-    assert engine.manifest.options["pade"]["predictor"] == name
-    got = euler(engine, noise(), LABELS)
-    expected = euler(compiled(dit(2), name, max_error=1e9), noise(), LABELS)
-    assert max(map(relative, got, expected)) < 1e-4
-    assert engine.stats().predicted_steps == 12
 
 
 def test_a_fresh_object_of_equal_fields_is_the_same_option() -> None:

@@ -338,7 +338,9 @@ def test_wrong_types(settings: dict[str, Any], words: str) -> None:
 
 def test_numbers_of_other_libraries() -> None:
     numpy = pytest.importorskip("numpy")
-    zipar = ZipAR(numpy.int64(2), torch.tensor(3), window=numpy.int32(3), allowed=numpy.arange(4))  # type: ignore[arg-type]
+    rows: Any = numpy.int64(2)
+    columns: Any = torch.tensor(3)
+    zipar = ZipAR(rows, columns, window=numpy.int32(3), allowed=numpy.arange(4))
     assert zipar.schedule.count == ZipAR(2, 3, window=3).schedule.count
 
 

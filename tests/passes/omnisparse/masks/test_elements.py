@@ -6,7 +6,6 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-import accel  # noqa: F401
 import pytest
 import torch
 from accel.passes.omnisparse.masks.cases import If, Value
