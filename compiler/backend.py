@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -102,7 +102,7 @@ def accel_backend(
     owner = next(iter([*lasting, *owned]), None)
     # What was added last is handed over last.
     for added in reversed(program.added):
-        function = _filled(function, added, program, parsed, owner)
+        function = _filled(function, added, program, parsed, lasting)
     calls = sum(node.op.startswith("call") for node in module.graph.nodes)
     return CompiledGraph(function, calls, results, parsed, owner)
 
@@ -112,7 +112,7 @@ def _filled(
     added: Added,
     program: Program,
     options: Options,
-    owner: int | None,
+    owned: Sequence[int],
 ) -> Callable[..., Any]:
     """A function that fills in what a pass has added, for whoever calls it without."""
     if isinstance(added, Constants):
@@ -126,7 +126,7 @@ def _filled(
             for index, node in enumerate(placeholders)
             if isinstance(value_of(node), torch.SymInt)
         }
-        return PadeGraph(function, symbols, program.outputs, added, pade, owner)
+        return PadeGraph(function, symbols, program.outputs, added, pade, owned)
     raise AccelError(f"nothing is known that fills in {type(added).__name__}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,8 @@ from .lowering.partitions import partitions
 from .lowering.table import CANNOT
 from .options import Options, parse_options
 from .pipeline import rewrite
-from .runtime.sampling import graphs_of
+from .runtime.runs import Root
+from .runtime.sampling import graphs_of, state_bytes
 from .runtime.tables import drop_tables
 from .runtime.trajectory import Explicit, enter_explicit
 from .stats import Stats
@@ -186,6 +188,10 @@ def stats(compiled: Any) -> Stats:
     def total(name: str) -> int:
         return sum(getattr(counter, name) for counter in counters)
 
+    roots: dict[str, int] = {}
+    for counter in counters:
+        for why, count in counter.roots.items():
+            roots[why] = roots.get(why, 0) + count
     return Stats(
         full_steps=total("full_steps"),
         predicted_steps=total("predicted_steps"),
@@ -194,9 +200,16 @@ def stats(compiled: Any) -> Stats:
         gated_steps=total("gated_steps"),
         nonfinite_steps=total("nonfinite_steps"),
         runs=sum(each.started for each in runs),
-        unmatched_calls=sum(each.unmatched for each in runs),
+        forks=sum(each.forks for each in runs),
+        siblings=sum(each.siblings for each in runs),
+        roots=roots,
+        unmatched_calls=sum(count for why, count in roots.items() if why != Root.NEW),
+        weight_changes=total("weight_changes"),
+        largest_accepted=max((each.largest_accepted for each in runs), default=0.0),
+        smallest_refused=min((each.smallest_refused for each in runs), default=math.inf),
+        host_reads=total("host_reads"),
         recompiles=len(graphs) - len({graph.frame for graph in graphs}),
-        state_bytes=sum(each.bytes() for each in runs),
+        state_bytes=sum(state_bytes(each) for each in runs),
         last_error=counters[-1].last_error if counters else float("nan"),
         attention=tuple(
             SelectionSummary.of(*each) for graph in graphs for each in graph.selections

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..kernels.omnisparse.selection import SelectionSummary
 
@@ -14,12 +14,18 @@ class Stats:
     """What a compiled model has done so far.
 
     full_steps, predicted_steps: calls that ran the blocks, and that predicted instead.
-    repeated_steps: calls with exactly the inputs of the one before.
+    repeated_steps: calls with exactly the inputs of an earlier one.
     untrusted_steps: computed because the history was not finite or the error above `max_error`.
     gated_steps: computed because the gate said so.
     nonfinite_steps: computed steps with NaN or Inf in the residual; kept out of the history.
-    runs: sampling runs begun. unmatched_calls: calls that looked like no known run although their
-        conditions were known; each began a run of its own.
+    runs: sampling runs begun, by samples that nothing known explains. forks: steps from which a
+        run went on in a second way. siblings: evaluations of a sample beside others (guidance).
+    roots: calls without a state to continue, by why. unmatched_calls: those of them that were in a
+        run that is known, but not of a branch that is.
+    weight_changes: times that weights were found changed; all runs were then forgotten.
+    largest_accepted, smallest_refused: what the fit of a sample to its run left, in expected
+        rounding errors, where it was taken for a proof and where it was not.
+    host_reads: calls for which a device had to be waited for, once each.
     recompiles: graphs compiled again for other shapes or settings (not those of a graph break).
     state_bytes: held now.
     last_error: relative error that the prediction would have had at the last computed step.
@@ -33,7 +39,14 @@ class Stats:
     gated_steps: int = 0
     nonfinite_steps: int = 0
     runs: int = 0
+    forks: int = 0
+    siblings: int = 0
+    roots: dict[str, int] = field(default_factory=dict)
     unmatched_calls: int = 0
+    weight_changes: int = 0
+    largest_accepted: float = 0.0
+    smallest_refused: float = float("inf")
+    host_reads: int = 0
     recompiles: int = 0
     state_bytes: int = 0
     last_error: float = float("nan")

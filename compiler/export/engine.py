@@ -224,7 +224,7 @@ def _stateful(manifest: Manifest, runner: Runner) -> PadeGraph:
         ),
         batch=spec.batch,
         predictor=resolve(pade.predictor),
-        clock=Clock(spec.times, spec.latents, spec.conditions),
+        clock=Clock(spec.times, spec.latents, spec.answers, spec.conditions),
         blocks=spec.blocks,
     )  # fmt: skip
     for what, specs, slots in (
@@ -236,7 +236,7 @@ def _stateful(manifest: Manifest, runner: Runner) -> PadeGraph:
                 f"needs {len(slots)}"
             )
     symbols = {name: (where[0], where[1]) for name, where in manifest.symbols.items()}
-    return PadeGraph(runner, symbols, len(manifest.outputs), state, pade, None)
+    return PadeGraph(runner, symbols, len(manifest.outputs), state, pade)
 
 
 def _where(path: Path) -> str:

@@ -61,7 +61,8 @@ class StateSpec:
     """The explicit state; see `passes.pade.StackState`.
 
     inputs, outputs: the state's tensors as the graph has them, after the model's own.
-    times, latents, conditions: positions among the model's inputs.
+    times, latents, conditions: positions among the model's inputs. answers: for each of the latents
+        the position among its outputs of the one that the next is made of.
     bytes: of one sampling run, at the sizes of the example inputs.
     """
 
@@ -71,6 +72,7 @@ class StateSpec:
     batch: Size
     times: tuple[int, ...]
     latents: tuple[int, ...]
+    answers: tuple[int, ...]
     conditions: tuple[int, ...]
     blocks: int
     bytes: int
@@ -179,6 +181,10 @@ class Manifest:
         for position in (*state.times, *state.latents, *state.conditions):
             if not 0 <= position < len(self.inputs):
                 raise EngineError(f"the manifest refers to input {position}; there is none")
+        if len(state.answers) != len(state.latents) or not all(
+            0 <= position < len(self.outputs) for position in state.answers
+        ):
+            raise EngineError("the manifest's state has samples without outputs of their own")
         if not (state.streams and state.times and state.latents):
             raise EngineError("the manifest's state has no stream, no timestep or no sample")
 

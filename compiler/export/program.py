@@ -171,6 +171,7 @@ def _state(captured: Captured, state: StackState, inputs: tuple[TensorSpec, ...]
         batch=size_of(state.batch),
         times=tuple(ours[index] for index in state.clock.times),
         latents=tuple(ours[index] for index in state.clock.latents),
+        answers=state.clock.answers,
         # Those that are no input of the engine (held by a module, say) are constants of the graph.
         conditions=tuple(ours[index] for index in state.clock.conditions if index in ours),
         blocks=state.blocks,

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from ...kernels.errors import ExportError, first_line
-from ..runtime.trajectory import distance
 
-__all__ = ["try_out"]
+__all__ = ["distance", "try_out"]
 
 # Largest relative error: of 32 bits or more, and of fewer (or where choices may differ).
 TOLERANCE, LOW_TOLERANCE = 1e-3, 5e-2
@@ -44,3 +43,14 @@ def try_out(
                 f"(relative error {apart:.1e}); the fault is in what translates the graph, so no "
                 "file is left. Try another format"
             )
+
+
+def distance(left: Tensor, right: Tensor) -> float:
+    """Relative L2 distance; infinite between different shapes or broken values."""
+    if left.shape != right.shape:
+        return float("inf")
+    size = max(float(left.norm()), float(right.norm()))
+    if size == 0:
+        return 0.0
+    relative = float((left - right).norm()) / size
+    return relative if relative == relative else float("inf")

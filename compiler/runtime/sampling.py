@@ -14,15 +14,21 @@ from torch import Tensor
 
 from ...kernels.predictors import judge
 from ...passes import PadePass
-from ...passes.pade import StackState, StreamState, rules
+from ...passes.pade import StackState, rules
 from ...passes.pade.rules import Carried, CarriedStream
-from ...passes.pade.state import StreamInputs
+from ...passes.pade.state import StreamInputs, StreamState
+from .digest import named, on_host, parts_of
+from .fingerprint import Fingerprint
+from .provenance import positions
+from .runs import Call, Evaluation, Placed, Runs, Sample
 from .sizes import evaluate, size_of
-from .trajectory import Call, Relation, Run, Runs, current_explicit, digest, sketch
+from .trajectory import current_explicit
 
-__all__ = ["Counters", "PadeGraph", "graphs_of"]
+__all__ = ["Counters", "PadeGraph", "graphs_of", "state_bytes"]
 
-REMEMBERED_DIGESTS = 64
+MOST, FEWEST, TOGETHER = 2048, 256, 8192  # positions of a sample that are fitted, and of a batch
+HELD = 2**16  # bytes of a tensor up to which it is read at every call, whatever torch counts
+REMEMBERED = 64  # hashes of larger tensors
 
 _numbers = itertools.count()
 _graphs: weakref.WeakSet[PadeGraph] = weakref.WeakSet()
@@ -38,17 +44,82 @@ class Counters:
     untrusted_steps: int = 0
     gated_steps: int = 0
     nonfinite_steps: int = 0
+    weight_changes: int = 0
+    host_reads: int = 0
+    roots: dict[str, int] = field(default_factory=dict)
     last_error: float = float("nan")
 
 
-@dataclass
+@dataclass(eq=False)
+class Record:
+    """What a call has left. carried: the state after it; None where that was dropped.
+
+    values, answers: its samples and the model's outputs at some of their positions, [batch,
+    positions] for each part; pending: moments of a computed step. Until `read` they are on their
+    device.
+    """
+
+    carried: Carried | None
+    values: list[Tensor]
+    answers: list[Tensor]
+    pending: list[Tensor]
+    computed: bool
+    known: int
+    evaluations: list[Evaluation] = field(default_factory=list)
+    why_not: str = ""
+
+    @property
+    def left(self) -> list[Tensor]:
+        """What is to be read of it."""
+        return [*self.values, *self.answers, *self.pending]
+
+    def held(self) -> dict[int, Tensor]:
+        """The tensors of its state. Entries beyond the known ones are the oldest one again."""
+        if self.carried is None:
+            return {}
+        return {
+            id(tensor): tensor for stream in self.carried.streams
+            for tensor in (*stream.residuals, stream.previous) if tensor is not None
+        }  # fmt: skip
+
+
+@dataclass(eq=False)
 class _Model:
     """The runs and counters of one model. Dynamo may run several models by one graph."""
 
     owner: weakref.ref[Any]
     runs: Runs
     counters: Counters = field(default_factory=Counters)
-    digests: dict[int, tuple[weakref.ref[Tensor], int, int]] = field(default_factory=dict)
+    hashes: dict[int, tuple[weakref.ref[Tensor], int, list[bytes]]] = field(default_factory=dict)
+    weights: Fingerprint | None = None
+    unread: list[Record] = field(default_factory=list)
+
+
+@dataclass
+class _Seen:
+    """What was read of a call, on the CPU. values: of each part, [batch, positions]. keys: hashes
+    of each sample; conditions: one entry for all samples or one for each. left: of earlier calls.
+    """
+
+    values: list[Tensor]
+    keys: list[bytes]
+    times: list[Tensor]
+    conditions: list[list[Any]]
+    left: list[tuple[Record, list[Tensor]]]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What was decided for one call. fresh: samples that have no state yet."""
+
+    runs: Runs
+    call: Call
+    placed: list[Placed]
+    compute: bool
+    carried: Carried
+    fresh: list[int]
+    now: Tensor
+    streams: list[StreamInputs]
 
 
 class PadeGraph:
@@ -56,10 +127,12 @@ class PadeGraph:
 
     Every call is located in its sampling run, decided (compute or predict), executed with that
     run's state, and recorded. All of it is ordinary Python around one graph call: the graph itself
-    has no side effects.
+    has no side effects. The lock is held for bookkeeping alone, never while a device is waited for,
+    and a call that raises leaves nothing behind.
 
     symbols: for each symbol in a size, the input that is it, or the input and the dimension.
     outputs: how many of the graph's results are the model's own; they come first.
+    owned: the inputs that are the model's parameters.
     """
 
     def __init__(
@@ -69,7 +142,7 @@ class PadeGraph:
         outputs: int,
         state: StackState,
         options: PadePass,
-        owner_index: int | None,
+        owned: Sequence[int] = (),
     ) -> None:
         self.number = next(_numbers)
         self.function = function
@@ -77,135 +150,251 @@ class PadeGraph:
         self.state = state
         self.options = options
         self.schedule = options.plan()
-        self.models: dict[int, _Model] = {}
+        self.models: dict[frozenset[int], _Model] = {}
         self.lock = threading.Lock()
         self.symbols = symbols
-        self.owner_index = owner_index
+        self.owned = tuple(owned)
+        self.places: dict[Any, tuple[Tensor, Tensor] | None] = {}
         _graphs.add(self)
 
     def __call__(self, *inputs: Any) -> tuple[Any, ...]:
         with self.lock:
             model = self._model(inputs)
-            runs = self._runs(model, inputs)
-            run, relation = runs.locate(self._call(model, inputs))
-            compute = self._decide(model, run, relation)
-            now, streams = self._arguments(run, inputs)
-            carried = run.carried
-        packed = self.state.pack(torch.tensor(compute), streams)
-        results = self.function(*inputs, *packed)
+            unread = list(model.unread)
+        seen = self._read(model, unread, inputs)
         with self.lock:
-            self._record(run, relation, carried, compute, now, results[self.outputs :])
+            self._take_in(model, seen)
+            plan = self._plan(model, inputs, seen)
+        packed = self.state.pack(torch.tensor(plan.compute), plan.streams)
+        results = self.function(*inputs, *packed)
+        record = self._record(plan, inputs, results)
+        with self.lock:
+            record.evaluations = plan.runs.add(plan.call, plan.placed, record)
+            for each, placed in zip(record.evaluations, plan.placed, strict=True):
+                each.last = each.step.depth + 1 if plan.compute else _last(placed)
+            model.unread.append(record)
+            if record.left and all(each.device.type == "cpu" for each in record.left):
+                self._take_in_one(model, record, record.left)
+            self._release(plan, record)
         return tuple(results[: self.outputs])
 
-    # Locating
+    # Which model
 
     def _model(self, inputs: Sequence[Any]) -> _Model:
-        owner = inputs[self.owner_index] if self.owner_index is not None else self
-        key = id(owner)
+        weights = [inputs[index] for index in self.owned]
+        key = frozenset(map(id, weights)) or frozenset({id(self)})
+        owner = weights[0] if weights else self
         model = self.models.get(key)
         if model is None or model.owner() is not owner:
             model = _Model(weakref.ref(owner), Runs(limit=self.options.max_runs))
             self.models[key] = model
-            dead = [k for k, m in self.models.items() if m.owner() is None]
-            for each in dead:
+            for each in [k for k, m in self.models.items() if m.owner() is None]:
                 del self.models[each]
+        if not weights:
+            return model
+        if model.weights is None:
+            model.weights = Fingerprint.of(weights)
+        elif model.weights.changed(weights):
+            # What was computed by other weights is no history of what these compute.
+            model.counters.weight_changes += 1
+            model.weights = Fingerprint.of(weights)
+            model.runs.forget_all()
+            model.unread.clear()
         return model
 
     def _runs(self, model: _Model, inputs: Sequence[Any]) -> Runs:
-        owner = model.owner()
-        explicit = current_explicit(id(owner)) if owner is not None else None
+        explicit = current_explicit(id(inputs[self.owned[0]]) if self.owned else id(self))
         if explicit is None:
             return model.runs
         if self.number not in explicit.runs:
             if explicit.steps is not None:
                 self.schedule.check(explicit.steps)
             explicit.runs[self.number] = Runs(
-                limit=self.options.max_runs, steps=explicit.steps, single=True
+                limit=self.options.max_runs, vouched=True, steps_known=explicit.steps
             )
         return explicit.runs[self.number]
 
-    def _digest(self, model: _Model, tensor: Tensor) -> int:
-        """A condition's hash; computed once for a tensor object that stays unchanged."""
-        if tensor.is_inference():  # such tensors don't count their changes
-            return digest(tensor)
-        known = model.digests.get(id(tensor))
-        if known is not None and known[0]() is tensor and known[1] == tensor._version:
-            return known[2]
-        value = digest(tensor)
-        if len(model.digests) >= REMEMBERED_DIGESTS:
-            model.digests.clear()
-        model.digests[id(tensor)] = (weakref.ref(tensor), tensor._version, value)
-        return value
+    # What a call says
 
-    def _call(self, model: _Model, inputs: Sequence[Any]) -> Call:
+    def _read(self, model: _Model, unread: Sequence[Record], inputs: Sequence[Any]) -> _Seen:
+        """What a call says, and what earlier ones left; a device is waited for once."""
         clock = self.state.clock
         latents = [inputs[index] for index in clock.latents]
-        conditions = (
-            tuple(tuple(latent.shape) for latent in latents),
-            *(self._digest(model, inputs[index]) for index in clock.conditions),
+        batch = len(latents[0]) if latents else 1
+        places = [self.places.get(_form(each)) for each in latents]
+        values = [
+            each.detach().flatten(1)[:, place[0]]
+            for each, place in zip(latents, places, strict=True) if place is not None
+        ]  # fmt: skip
+        keys = [parts_of(each) for each in latents]
+        conditions: list[Any] = []
+        hashed: list[tuple[int, Tensor, Tensor]] = []
+        for index in clock.conditions:
+            value = inputs[index]
+            if not isinstance(value, Tensor):
+                conditions.append([value])
+                continue
+            known = self._remembered(model, value)
+            if known is None:
+                rows = value if value.dim() and len(value) == batch > 1 else value[None]
+                hashed.append((len(conditions), value, rows))
+            conditions.append(known)
+        parts = [parts_of(rows) for _, _, rows in hashed]
+        times = [torch.as_tensor(inputs[index]).detach() for index in clock.times]
+        # A record is read as a whole, so that two threads that read the same one agree.
+        left = [(record, record.left) for record in unread]
+        everything = [*values, *keys, *parts, *times, *(each for _, some in left for each in some)]
+        model.counters.host_reads += any(each.device.type != "cpu" for each in everything)
+        read = iter(on_host(everything))
+        seen_values = [next(read) for _ in values]
+        seen_keys = [named(latent, next(read)) for latent in latents]
+        for place, value, rows in hashed:
+            conditions[place] = named(rows, next(read))
+            self._remember(model, value, conditions[place])
+        seen_times = [next(read) for _ in times]
+        return _Seen(
+            seen_values if len(seen_values) == len(latents) else [],
+            [b"".join(each) for each in zip(*seen_keys, strict=True)] or [b""],
+            seen_times,
+            conditions,
+            [(record, [next(read) for _ in some]) for record, some in left],
         )
-        values = [torch.as_tensor(inputs[index]).double().flatten() for index in clock.times]
-        # A guidance scale is embedded like a timestep; the one that changes is the time. Their
-        # sum is as good a clock as the timestep alone, since a constant does not disturb it.
-        time = float(torch.stack([value.mean() for value in values]).sum())
-        return Call(conditions, time, sketch(latents))
 
-    # Deciding
+    def _remembered(self, model: _Model, tensor: Tensor) -> list[bytes] | None:
+        """Hashes of a large tensor that is unchanged, as far as torch counts."""
+        if tensor.nbytes <= HELD or tensor.is_inference():
+            return None
+        known = model.hashes.get(id(tensor))
+        same = known is not None and known[0]() is tensor and known[1] == tensor._version
+        return known[2] if known is not None and same else None
 
-    def _decide(self, model: _Model, run: Run, relation: Relation) -> bool:
-        counters = model.counters
-        self._read_signals(counters, run)
-        if relation is Relation.REPEAT:
-            counters.repeated_steps += 1
-            return run.computing or not run.known
-        carried = run.carried
-        planned = carried is None or self.schedule.computes(
-            run.step, int(carried.last) - 1, run.steps
-        )
-        compute = carried is None or bool(rules.decide(carried, planned))
-        if compute and not planned and run.known:
-            if run.why_not == "gated":
-                counters.gated_steps += 1
-            else:
-                counters.untrusted_steps += 1
-        run.computing = compute
-        if compute:
-            counters.full_steps += 1
-        else:
-            counters.predicted_steps += 1
-        return compute
+    def _remember(self, model: _Model, tensor: Tensor, hashes: list[bytes]) -> None:
+        if tensor.nbytes > HELD and not tensor.is_inference():
+            if len(model.hashes) >= REMEMBERED:
+                model.hashes.clear()
+            model.hashes[id(tensor)] = weakref.ref(tensor), tensor._version, hashes
 
-    def _read_signals(self, counters: Counters, run: Run) -> None:
-        """Take in what the last computed step said. Waits for the device, one step late."""
-        if run.pending is None or run.carried is None:
+    def _take_in(self, model: _Model, seen: _Seen) -> None:
+        for record, read in seen.left:
+            self._take_in_one(model, record, read)
+
+    def _take_in_one(self, model: _Model, record: Record, read: Sequence[Tensor]) -> None:
+        """What a call left, now that it is on the CPU."""
+        if record not in model.unread:
+            return  # another thread was first
+        model.unread.remove(record)
+        parts = len(record.answers)
+        record.values = list(read[: len(record.values)])
+        answers = list(read[len(record.values) : len(record.values) + parts])
+        pending = list(read[len(record.values) + parts :])
+        for each in record.evaluations:
+            if record.values and not each.step.sample.values:
+                each.step.sample = replace(
+                    each.step.sample, values=tuple(part[each.index] for part in record.values)
+                )
+            if answers:
+                each.outputs = tuple(part[each.index] for part in answers)
+        if pending:
+            self._judge(model.counters, record, pending)
+        record.values, record.answers, record.pending = [], [], []
+
+    def _judge(self, counters: Counters, record: Record, pending: Sequence[Tensor]) -> None:
+        """What a computed step said of how well its run can be predicted."""
+        if record.carried is None:
             return
-        signals = judge([each.cpu().double() for each in run.pending])
-        run.pending = None
+        signals = judge([each.double() for each in pending])
         streams = tuple(
-            replace(each, moments=each.moments.cpu().double()) for each in run.carried.streams
+            replace(each, moments=each.moments.cpu().double()) for each in record.carried.streams
         )
-        run.carried = replace(run.carried, streams=streams)
-        if run.known < 2:
+        record.carried = replace(record.carried, streams=streams)
+        if record.known < 2:
             # On a run's first step there was nothing to predict from: its error means nothing.
             signals = replace(signals, turn=0.0, error=0.0)
         else:
             counters.last_error = signals.error
-        run.signals = signals
         gate = self.options.stability_gate
         trusted = bool(
-            rules.trusted(run.known, signals.finite, signals.error, self.options.max_error)
+            rules.trusted(record.known, signals.finite, signals.error, self.options.max_error)
         )
         gated = trusted and gate is not None and not gate.allows(signals)
-        run.why_not = "gated" if gated else "" if trusted else "untrusted"
-        run.carried = replace(run.carried, trusted=not run.why_not)
+        record.why_not = "gated" if gated else "" if trusted else "untrusted"
+        record.carried = replace(record.carried, trusted=not record.why_not)
         if not signals.finite:
             counters.nonfinite_steps += 1
-            run.carried = run.carried.forget_newest()
+            record.carried = record.carried.forget_newest()
 
-    def _remaining(self, run: Run) -> float:
-        if run.steps:
-            return max(0.0, 1 - run.step / run.steps)
-        return 1.0 if run.step == 0 else abs(run.times[-1] / run.times[0]) if run.times[0] else 0.0
+    def _call(self, inputs: Sequence[Any], seen: _Seen) -> Call:
+        clock = self.state.clock
+        latents = [inputs[index] for index in clock.latents]
+        batch = len(latents[0]) if latents else 1
+        times = [rules.sample_times([each], batch).tolist() for each in seen.times]
+        columns = [*seen.conditions, *times]
+        conditions = [
+            tuple(column[index if len(column) > 1 else 0] for column in columns)
+            for index in range(batch)
+        ]
+        samples = [
+            Sample(tuple(part[index] for part in seen.values), key)
+            for index, key in enumerate(seen.keys)
+        ]
+        first = len(seen.conditions)
+        return Call(
+            tuple(_form(latent) for latent in latents),
+            samples,
+            conditions,
+            frozenset(range(first, first + len(times))),
+            _coarsest([each.dtype for each in latents]),
+        )
+
+    # Deciding
+
+    def _plan(self, model: _Model, inputs: Sequence[Any], seen: _Seen) -> _Plan:
+        runs, counters = self._runs(model, inputs), model.counters
+        call = self._call(inputs, seen)
+        placed = runs.locate(call)
+        now = rules.sample_times(seen.times, self._size(self.state.batch, inputs))
+        carried, fresh = self._carried(placed, now, inputs)
+        planned = bool(fresh) or any(
+            self.schedule.computes(step, last - 1, steps)
+            for step, last, steps in {(each.step.depth, _last(each), runs.length(each))
+                                      for each in placed}
+        )  # fmt: skip
+        compute = bool(rules.decide(carried, planned))
+        if all(each.repeats for each in placed):
+            counters.repeated_steps += 1
+        else:
+            counters.full_steps += compute
+            counters.predicted_steps += not compute
+            if compute and not planned:
+                why = {each.before.record.why_not for each in placed if each.before is not None}
+                counters.gated_steps += "untrusted" not in why
+                counters.untrusted_steps += "untrusted" in why
+            for why_root in {each.root for each in placed} - {""}:
+                counters.roots[why_root] = counters.roots.get(why_root, 0) + 1
+        remaining = torch.tensor(_remaining(placed[0], runs.length(placed[0])), dtype=now.dtype)
+        streams = rules.arguments(self.state.predictor, carried, now, remaining)
+        return _Plan(runs, call, placed, compute, carried, fresh, now, streams)
+
+    def _carried(
+        self, placed: Sequence[Placed], now: Tensor, inputs: Sequence[Any]
+    ) -> tuple[Carried, list[int]]:
+        """The state that a call continues, and the samples that have none."""
+        sources = [_source(each) for each in placed]
+        records = {id(source[0]): source[0] for source in sources if source is not None}
+        if len(records) == 1:
+            (record,) = records.values()
+            whole = [source[1] for source in sources if source is not None]
+            if whole == list(range(len(record.evaluations))) and len(whole) == len(placed):
+                return record.carried, []
+        blank = [self._blank(stream, inputs) for stream in self.state.streams]
+        begun = rules.begin(self.state.predictor.history, now, blank)
+        apart = len(now) == len(placed) and all(
+            self._size(stream.shape[0], inputs) == len(placed) for stream in self.state.streams
+        )
+        if not records or not apart:
+            return begun, list(range(len(placed)))
+        fresh = [index for index, source in enumerate(sources) if source is None]
+        return _gathered(begun, sources, list(records.values())), fresh
 
     # Executing and recording
 
@@ -215,16 +404,6 @@ class PadeGraph:
             return int(inputs[index] if dim is None else inputs[index].shape[dim])
 
         return evaluate(size_of(size), symbol)
-
-    def _arguments(self, run: Run, inputs: Sequence[Any]) -> tuple[Tensor, list[StreamInputs]]:
-        """The step's own times, and what the graph is given of each stream."""
-        times = [torch.as_tensor(inputs[index]) for index in self.state.clock.times]
-        now = rules.sample_times(times, self._size(self.state.batch, inputs))
-        if run.carried is None:
-            blank = [self._blank(stream, inputs) for stream in self.state.streams]
-            run.carried = rules.begin(self.state.predictor.history, now, blank)
-        remaining = torch.tensor(self._remaining(run), dtype=now.dtype)
-        return now, rules.arguments(self.state.predictor, run.carried, now, remaining)
 
     def _blank(self, stream: StreamState, inputs: Sequence[Any]) -> CarriedStream:
         """What a run carries of a stream before its first step."""
@@ -238,34 +417,167 @@ class PadeGraph:
             nothing if predictor.reads_inputs else None,
         )
 
-    def _record(
-        self,
-        run: Run,
-        relation: Relation,
-        before: Carried | None,
-        compute: bool,
-        now: Tensor,
-        state: Sequence[Tensor],
-    ) -> None:
-        assert before is not None
-        results = self.state.unpack(state)
-        carried = rules.record(before, self.state.predictor, compute, True, now, results)
-        if relation is Relation.REPEAT:
-            carried = replace(carried, step=before.step, last=before.last)
-        run.carried = carried
-        if compute:
-            run.carried = replace(run.carried, last=run.step + 1)
-            run.pending = [each.moments for each in results]
-        if run.steps is not None and run.step >= run.steps - 1:
-            run.release()  # the run is over; a step after all would be computed
+    def _record(self, plan: _Plan, inputs: Sequence[Any], results: Sequence[Any]) -> Record:
+        state = self.state.unpack(results[self.outputs :])
+        carried = rules.record(
+            plan.carried, self.state.predictor, plan.compute, True, plan.now, state
+        )
+        if plan.fresh and plan.carried.known:
+            carried = _begun_anew(carried, plan.fresh)
+        values, answers = [], []
+        clock = self.state.clock
+        for index, answer_index in zip(clock.latents, clock.answers, strict=True):
+            latent, answer = inputs[index].detach(), results[answer_index].detach()
+            place = self._places(latent, answer)
+            if place is not None:
+                values.append(latent.flatten(1)[:, place[0]])
+                answers.append(answer.flatten(1)[:, place[1]])
+        if len(answers) < len(clock.latents) or plan.runs.vouched:
+            values = answers = []
+        pending = [each.moments for each in state] if plan.compute else []
+        return Record(carried, values, answers, pending, plan.compute, int(carried.known))
+
+    def _places(self, latent: Tensor, answer: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Positions in a sample and in its output, both flattened; None where they do not fit."""
+        form = _form(latent)
+        if form not in self.places:
+            box = [min(one, other) for one, other in zip(latent.shape[1:], answer.shape[1:],
+                                                         strict=False)]  # fmt: skip
+            fits = latent.dim() == answer.dim() and len(latent) == len(answer) and box
+            self.places[form] = None
+            if fits:
+                batch = max(len(latent), 1)
+                wanted = min(max(TOGETHER // batch, FEWEST), MOST)
+                chosen = positions(box, wanted)
+                self.places[form] = (
+                    _flat(chosen, latent.shape[1:]).to(latent.device),
+                    _flat(chosen, answer.shape[1:]).to(answer.device),
+                )
+        return self.places[form]
+
+    def _release(self, plan: _Plan, record: Record) -> None:
+        """Free the state of runs that are over; a step after all would be computed."""
+        for each, placed in zip(record.evaluations, plan.placed, strict=True):
+            steps = plan.runs.length(placed)
+            if steps is None or each.step.depth < steps - 1:
+                return
+        done: Evaluation | None = record.evaluations[0]
+        while done is not None and done.step.children <= 1:
+            done.record.carried = None
+            done = done.before
+
+
+def _form(tensor: Tensor) -> tuple[Any, ...]:
+    return tuple(tensor.shape), tensor.dtype, tensor.device
+
+
+def _coarsest(dtypes: Sequence[torch.dtype]) -> torch.dtype:
+    floating = [each for each in dtypes if each.is_floating_point]
+    return max(floating, key=lambda each: torch.finfo(each).eps, default=torch.float32)
+
+
+def _flat(places: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
+    """Positions, given in each dimension, in a flattened tensor."""
+    flat = torch.zeros_like(places[0])
+    for place, size in zip(places, shape, strict=True):
+        flat = flat * size + place
+    return flat
+
+
+def _source(placed: Placed) -> tuple[Record, int] | None:
+    if placed.before is None or placed.before.record.carried is None:
+        return None
+    return placed.before.record, placed.before.index
+
+
+def _last(placed: Placed) -> int:
+    return 0 if placed.before is None else placed.before.last
+
+
+def _remaining(placed: Placed, steps: int | None) -> float:
+    depth, times = placed.step.depth, placed.times
+    if steps:
+        return max(0.0, 1 - depth / steps)
+    return 1.0 if depth == 0 else abs(times[-1] / times[0]) if times[0] else 0.0
+
+
+def _gathered(
+    begun: Carried, sources: Sequence[tuple[Record, int] | None], records: Sequence[Record]
+) -> Carried:
+    """A state put together, sample by sample; samples without a source have nothing in it yet."""
+    parts: list[tuple[Carried, list[int], list[int]]] = []
+    for record in records:
+        pairs = [(place, source[1]) for place, source in enumerate(sources)
+                 if source is not None and source[0] is record]  # fmt: skip
+        assert record.carried is not None
+        parts.append((record.carried, [each for each, _ in pairs], [each for _, each in pairs]))
+
+    def put(blank: Tensor, pick: Callable[[Carried], Tensor], dim: int = 0) -> Tensor:
+        whole = blank.clone()
+        for carried, to, come in parts:
+            taken = pick(carried).index_select(dim, torch.tensor(come, device=blank.device))
+            whole.index_copy_(dim, torch.tensor(to, device=blank.device), taken.to(whole.dtype))
+        return whole
+
+    streams = []
+    for index, stream in enumerate(begun.streams):
+        residuals = tuple(
+            put(blank, lambda c, i=index, a=age: c.streams[i].residuals[a])  # type: ignore[misc]
+            for age, blank in enumerate(stream.residuals)
+        )
+        moments = put(stream.moments, lambda c, i=index: c.streams[i].moments.cpu().double(), 1)  # type: ignore[misc]
+        previous = stream.previous
+        if previous is not None:
+            previous = put(previous, lambda c, i=index: c.streams[i].previous)  # type: ignore[misc]
+        streams.append(CarriedStream(moments, residuals, previous))
+    times = tuple(
+        put(blank, lambda c, a=age: c.times[a])
+        for age, blank in enumerate(begun.times)  # type: ignore[misc]
+    )
+    return Carried(
+        step=max(int(carried.step) for carried, _, _ in parts),
+        last=max(int(carried.last) for carried, _, _ in parts),
+        known=min(int(carried.known) for carried, _, _ in parts),
+        trusted=all(bool(carried.trusted) for carried, _, _ in parts),
+        times=times,
+        streams=tuple(streams),
+    )
+
+
+def _begun_anew(carried: Carried, fresh: Sequence[int]) -> Carried:
+    """With the newest residual of samples that had none as all of their history."""
+
+    def filled(newest: Tensor, older: Tensor) -> Tensor:
+        where = torch.tensor(list(fresh), device=newest.device)
+        return older.index_copy(0, where, newest.index_select(0, where))
+
+    streams = []
+    for stream in carried.streams:
+        first, *older = stream.residuals
+        moments = stream.moments.clone()
+        moments[:, list(fresh)] = 0
+        streams.append(
+            replace(stream, residuals=(first, *(filled(first, each) for each in older)),
+                    moments=moments)
+        )  # fmt: skip
+    now, *earlier = carried.times
+    times = (now, *(filled(now, each) for each in earlier))
+    return replace(carried, streams=tuple(streams), times=times)
 
 
 def graphs_of(parameters: frozenset[int]) -> list[tuple[PadeGraph, _Model]]:
     """The graphs and per-model records that belong to a model, by its parameters' ids."""
     found = []
     for graph in sorted(_graphs, key=lambda each: each.number):
-        for model in list(graph.models.values()):
-            owner = model.owner()
-            if owner is not None and id(owner) in parameters:
+        for key, model in list(graph.models.items()):
+            if model.owner() is not None and key <= parameters:
                 found.append((graph, model))
     return found
+
+
+def state_bytes(runs: Runs) -> int:
+    """Bytes of state that all runs hold."""
+    held: dict[int, Tensor] = {}
+    for known in runs.records.values():
+        held |= known.record.held()
+    return sum(each.nbytes for each in held.values())

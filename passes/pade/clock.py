@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from ..graph.nodes import ancestors, call_name, is_model_state, value_of
+from ..graph.nodes import ancestors, call_name, is_model_state, results_of, value_of
 from .region import Region
 
 __all__ = ["Clock", "find_clock"]
@@ -35,12 +35,15 @@ class Clock:
 
     times: inputs that feed a sinusoidal embedding followed by a layer (the timestep; a guidance
         scale is embedded the same way and shows itself by never changing).
-    latents: the noisy sample(s); they change a little from step to step.
-    conditions: all other tensors from the caller (prompts, labels, masks); constant during a run.
+    latents: the noisy sample(s). answers: for each the model's result that looks like it, by number;
+        the next sample is made of both.
+    conditions: all other tensors from the caller (prompts, labels, masks), numbers that are no
+        sizes, and tensors that the model holds without their being parameters.
     """
 
     times: tuple[int, ...]
     latents: tuple[int, ...]
+    answers: tuple[int, ...]
     conditions: tuple[int, ...]
 
 
@@ -111,6 +114,13 @@ def find_clock(graph: fx.Graph, region: Region) -> Clock:
     def is_tensor(node: fx.Node) -> bool:
         return isinstance(value_of(node), torch.Tensor) and not is_model_state(node)
 
+    def tells(node: fx.Node) -> bool:
+        """Whether what it holds may tell calls apart."""
+        value = value_of(node)
+        if isinstance(value, torch.Tensor):
+            return not isinstance(value, torch.nn.Parameter) or not is_model_state(node)
+        return isinstance(value, (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool))
+
     origin = ancestors([stream.partner for stream in region.streams])
     entering = [
         node
@@ -123,21 +133,26 @@ def find_clock(graph: fx.Graph, region: Region) -> Clock:
     # Where text is joined to the sample before the blocks, both are ancestors of a stream. The
     # sample is what looks most like an output of the model (video and audio: one for each).
     latents: list[fx.Node] = []
-    for output in graph.output_node().all_input_nodes:
-        shape = value_of(output).shape if isinstance(value_of(output), torch.Tensor) else None
-        if shape is None:
+    answers: list[int] = []
+    for index, output in enumerate(results_of(graph)):
+        value = value_of(output) if isinstance(output, fx.Node) else None
+        if not isinstance(value, torch.Tensor):
             continue
+        shape = value.shape
         likeness = {node: _likeness(value_of(node).shape, shape) for node in entering}
         best = max(likeness.values(), default=0)
-        latents += [n for n in entering if likeness[n] == best and n not in latents]
+        found = [n for n in entering if likeness[n] == best > 0 and n not in latents]
+        latents += found
+        answers += [index] * len(found)
     position = {node: index for index, node in enumerate(placeholders)}
     conditions = [
         node
         for node in placeholders
-        if is_tensor(node) and node not in timed and node not in latents
+        if node not in timed and node not in latents and node not in sizes and tells(node)
     ]
     return Clock(
         times=tuple(sorted(position[node] for node in timed)),
         latents=tuple(position[node] for node in latents),
+        answers=tuple(answers),
         conditions=tuple(position[node] for node in conditions),
     )

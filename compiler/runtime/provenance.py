@@ -1,0 +1,125 @@
+"""Where a sample comes from: whether it is made of what an earlier step of a run has seen.
+
+Every deterministic sampler makes the next sample as a linear combination of its run's earlier
+samples and of the model's outputs at them, those of both branches of guidance. So a least-squares
+fit at some positions of the sample proves that a call continues a step: its own run's leave only
+rounding, another's leave far more. The idea and its measurement are ours; the figures by scheduler,
+guidance and type are in `examples/runs/results`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Fit", "Limits", "fit", "limits_of", "positions", "rounding"]
+
+REACH = 3  # steps back that a sampler's formula is taken to use
+ROUNDED = 0.21  # root mean square of a rounding error, in the type's machine epsilons
+RIDGE = 1e-13  # of the Gram matrix's diagonal: columns may be equal, or empty
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What counts as a proof.
+
+    unexplained: the most that may be left, root mean square, in expected rounding errors.
+    needed: how many times as much has to be left without the outputs of the newest step: what
+        explains a sample without them is a line through noise, not a sampler.
+    """
+
+    unexplained: float
+    needed: float
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """The relative error, root mean square, of a number that was rounded to a type."""
+    return ROUNDED * torch.finfo(dtype).eps
+
+
+def limits_of(dtype: torch.dtype) -> Limits:
+    """Limits by the coarsest type that a sampler rounds to.
+
+    In float32 a sampler's own arithmetic leaves up to 36 roundings, other runs and forks of the
+    same one 850 and more. In bfloat16 and float16 a run's own leave 0.8 to 1.7 (Heun's method more:
+    it is not recognised), and others 8 and more, but for forks that differ by hardly more than the
+    rounding; so there all that fits is compared, and the best taken.
+    """
+    if torch.finfo(dtype).eps > 1e-5:
+        return Limits(unexplained=2.0, needed=1.5)
+    return Limits(unexplained=200.0, needed=10.0)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Of each target: what is left, in expected rounding errors, with all of its basis and without
+    the newest outputs."""
+
+    left: Tensor
+    left_without: Tensor
+
+    def proves(self, limits: Limits) -> Tensor:
+        """bool, one for each target."""
+        # Where next to nothing is left either way, there is nothing to compare.
+        enough = self.left_without >= limits.needed * self.left.clamp(min=1.0)
+        return (self.left <= limits.unexplained) & enough
+
+
+def fit(target: Tensor, basis: Tensor, newest: Tensor, error: float, unused: Tensor) -> Fit:
+    """Explain targets by bases.
+
+    target: [S, P], S samples at P positions. basis: [S, P, K]; columns of zeros are none. newest:
+    bool [S, K], the outputs of the newest step. error: the relative rounding error of all of them.
+    unused: bool [S, P], positions to leave out. The numbers are float64 on the CPU.
+    """
+    size = basis.square().mean(1, keepdim=True).sqrt()  # [S, 1, K]
+    size = torch.where(size > 0, size, 1.0)
+    columns = basis / size
+    own = target.abs()
+    typical = target.square().mean(1, keepdim=True).sqrt() + 1e-300
+    used = (~unused).double()
+    # First as if rounding were all that the target's elements differ in, and some for the rest.
+    factors = _solved(columns, target, used / (own + 0.05 * typical))
+    for _ in range(2):
+        spread = ((columns * factors[:, None, :]).square()).sum(-1)
+        expected = error * ((own.square() + spread).sqrt() + 1e-3 * typical)
+        weight = used / expected
+        factors = _solved(columns, target, weight)
+    older = torch.where(newest[:, None, :], 0.0, columns)
+    without = _solved(older, target, weight)
+    return Fit(_left(columns, factors, target, weight), _left(older, without, target, weight))
+
+
+def _solved(columns: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    weighted = columns * weight[..., None]
+    gram = weighted.mT @ weighted
+    diagonal = gram.diagonal(dim1=-2, dim2=-1)
+    largest = diagonal.amax(-1, keepdim=True).clamp(min=1e-300)
+    gram = gram + torch.diag_embed(RIDGE * largest + torch.where(diagonal > 0, 0.0, largest))
+    known = weighted.mT @ (target * weight)[..., None]
+    factors: Tensor = torch.linalg.solve_ex(gram, known)[0][..., 0]
+    return factors
+
+
+def _left(columns: Tensor, factors: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    difference = target - (columns @ factors[..., None])[..., 0]
+    count = (weight > 0).sum(1).clamp(min=1)
+    left = ((difference * weight).square().sum(1) / count).sqrt()
+    return torch.where(left.isfinite(), left, math.inf)
+
+
+def positions(box: Sequence[int], wanted: int) -> list[Tensor]:
+    """`wanted` places in a box, at random over all of it, the same for each such box; or all of
+    them, where these are fewer. An entry for each dimension."""
+    count = math.prod(box)
+    generator = torch.Generator().manual_seed(count)
+    chosen = (
+        torch.randperm(count, generator=generator)[:wanted]
+        if count <= 2**20
+        else (torch.randint(count, (wanted,), generator=generator))
+    )
+    return list(torch.unravel_index(chosen.sort().values, tuple(box)))
