@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["digest", "digests", "on_host", "parts_of"]
+__all__ = ["digest", "digests", "mixed", "named", "on_host", "packed", "parts_of"]
 
 # Of splitmix64, a well-known mixing function; as signed numbers, as torch has no others.
 _STEP = 0x9E3779B97F4A7C15 - 2**64
@@ -49,7 +50,7 @@ def parts_of(tensor: Tensor) -> Tensor:
     """What a tensor's hashes are made of: on the CPU its bytes, [rows, bytes] as uint8; on another
     device, which is not waited for, two mixed words a row, [rows, 2] as int64."""
     flat = tensor.detach().resolve_conj().resolve_neg().contiguous()
-    flat = flat.reshape(len(flat), -1)
+    flat = flat.reshape(len(flat), math.prod(flat.shape[1:]))
     if flat.is_complex():
         flat = torch.view_as_real(flat).flatten(1)
     if flat.dtype == torch.bool:
@@ -94,18 +95,25 @@ def _memory(tensor: Tensor) -> memoryview:
 def on_host(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Tensors on the CPU; of each other device all are read at once, waiting for it once."""
     found = list(tensors)
-    devices = {each.device for each in tensors if each.device.type != "cpu"}
-    for device in devices:
+    for device in {each.device for each in tensors if each.device.type != "cpu"}:
         places = [index for index, each in enumerate(tensors) if each.device == device]
-        flat = [
-            tensors[index].detach().contiguous().flatten().view(torch.uint8) for index in places
-        ]
-        # Pieces begin at multiples of 16 bytes, so that each can be viewed as its type again.
-        padded = [torch.nn.functional.pad(each, (0, -len(each) % 16)) for each in flat]
-        together = torch.cat(padded).cpu()
-        start = 0
-        for index, bits, piece in zip(places, flat, padded, strict=True):
-            values = together[start : start + len(bits)].view(tensors[index].dtype)
-            found[index] = values.view(tensors[index].shape)
-            start += len(piece)
+        together, apart = packed([tensors[index] for index in places])
+        for index, values in zip(places, apart(together.cpu()), strict=True):
+            found[index] = values
     return found
+
+
+def packed(tensors: Sequence[Tensor]) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
+    """The bytes of all tensors in one, and what takes a copy of it apart again."""
+    flat = [each.detach().contiguous().flatten().view(torch.uint8) for each in tensors]
+    # Pieces begin at multiples of 16 bytes, so that each can be viewed as its type again.
+    padded = [torch.nn.functional.pad(each, (0, -len(each) % 16)) for each in flat]
+
+    def apart(together: Tensor) -> list[Tensor]:
+        pieces = together.split([len(each) for each in padded])
+        return [
+            piece[: len(bits)].view(each.dtype).view(each.shape)
+            for piece, bits, each in zip(pieces, flat, tensors, strict=True)
+        ]
+
+    return torch.cat(padded), apart

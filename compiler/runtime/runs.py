@@ -291,8 +291,10 @@ class Runs:
             proven &= result.proves(limits) & ((~same).sum(1) >= min(FEWEST, same.shape[1]))
             left = torch.maximum(left, result.left)
         for (index, step), proof, rest in zip(pairs, proven.tolist(), left.tolist(), strict=True):
-            if not proof:
+            if rest > limits.unexplained:
                 self.smallest_refused = min(self.smallest_refused, rest)
+            elif not proof:
+                continue  # explained by what came before that step
             elif rest < lefts[index]:
                 found[index], lefts[index] = step, rest
         for index in {index for index, _ in pairs}:
