@@ -70,7 +70,7 @@ def trained(**settings: Any) -> ZipAR:
 
 @pytest.mark.parametrize("window", [COLUMNS, 3])
 def test_trained_generator_compiled_and_exported(tmp_path: Path, window: int) -> None:
-    """With all columns the tokens of `generate`, ends of lines too; and an engine's are the same."""
+    """With all columns the tokens of `generate`, ends of lines too; an engine gives the same."""
     model, prompts = load_generator(), prompt_of(CLASSES)
     zipar = trained(window=window, unroll=1)
     sample = window < COLUMNS
