@@ -70,7 +70,7 @@ def trained(**settings: Any) -> ZipAR:
 
 @pytest.mark.parametrize("window", [COLUMNS, 3])
 def test_trained_generator_compiled_and_exported(tmp_path: Path, window: int) -> None:
-    """The same tokens from both; and with all columns those of `generate`, ends of lines too."""
+    """With all columns the tokens of `generate`, ends of lines too; an engine gives the same."""
     model, prompts = load_generator(), prompt_of(CLASSES)
     zipar = trained(window=window, unroll=1)
     sample = window < COLUMNS
@@ -81,9 +81,10 @@ def test_trained_generator_compiled_and_exported(tmp_path: Path, window: int) ->
             max_new_tokens=zipar.raster.tokens,
         )  # fmt: skip
         assert torch.equal(found, expected[:, 1:])
+        return  # engines for `generate`'s tokens: tests/compiler/models/zipar/test_picture.py
     valid = torch.ones_like(prompts)
     engine = zipar.export(
-        model, prompts, path=tmp_path / "zipar.onnx", attention_mask=valid, do_sample=sample
+        model, prompts, path=tmp_path / "zipar.onnx", attention_mask=valid, do_sample=True
     )
     torch.manual_seed(0)
     assert torch.equal(engine(prompts, valid, torch.rand(2, zipar.raster.tokens)), found)

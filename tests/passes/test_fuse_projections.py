@@ -253,7 +253,7 @@ def test_inside_a_branch_and_a_shared_subgraph(lowering: str) -> None:
     assert found["outline"].details[0] == {"calls": 4, "subgraphs": 1}
 
 
-@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+@pytest.mark.parametrize("kind", ["onnx", "ep"])
 @torch.no_grad()
 def test_export(kind: str, tmp_path: Path) -> None:
     """The fused weights are in the file, in the place of those that they were made of."""

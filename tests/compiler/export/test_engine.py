@@ -150,11 +150,12 @@ def test_always_compute_and_a_pass_that_is_off(kind: str, tmp_path: Path) -> Non
     with torch.no_grad():
         plain = euler(dit(2), noise(), LABELS, steps=6)
     computing = exported(tmp_path, kind, pade={"schedule": "full"})
-    stateless = exported(tmp_path, kind, pade=False)
-    for engine in (computing, stateless):
-        got = euler(engine, noise(), LABELS, steps=6)
-        assert max(map(relative, got, plain)) < 1e-5
+    assert max(map(relative, euler(computing, noise(), LABELS, steps=6), plain)) < 1e-5
     assert computing.stats().full_steps == 6
+    if kind == "pt2":
+        return  # packages without state: those of recommenders
+    stateless = exported(tmp_path, kind, pade=False)
+    assert max(map(relative, euler(stateless, noise(), LABELS, steps=6), plain)) < 1e-5
     assert stateless.graph is None
     assert stateless.stats().full_steps == 0
     by_name = {record.name: record for record in stateless.manifest.passes}

@@ -35,7 +35,7 @@ def test_an_engine_refuses_an_object_by_name(kind: str, tmp_path: Any) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "name", "predictor"),
-    [("onnx", "chebyshev", Chebyshev()), ("pt2", "hermite", Hermite())],
+    [("onnx", "chebyshev", Chebyshev()), ("ep", "hermite", Hermite())],
 )
 def test_an_engine_takes_an_object_that_has_a_name(
     kind: str, name: str, predictor: Predictor, tmp_path: Any

@@ -23,7 +23,7 @@ from accel.tests.models import dit, noise
 from .conftest import EngineFile
 
 def build():
-    return dit(), (noise(),), {"timestep": torch.ones(2), "class_labels": torch.tensor([1, 2])}
+    return dit(2), (noise(),), {"timestep": torch.ones(2), "class_labels": torch.tensor([1, 2])}
 """
 
 
@@ -40,7 +40,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(BUILDER)
     done = accel_command(tmp_path, "export", "mine:build", "dit.onnx")
     assert done.returncode == 0, done.stderr
-    assert "pade: transformer_blocks (4)" in done.stdout
+    assert "pade: transformer_blocks (2)" in done.stdout
     assert "not applied" in done.stdout  # outlining, and why
     numpy.savez(tmp_path / "start.npz", hidden_states=noise(3).numpy(),
                 class_labels=numpy.arange(3))  # fmt: skip
