@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .compiler import __version__ as __version__
 from .compiler.export import Engine, export, load
+from .compiler.models.pipelines import accelerate, release
 from .compiler.models.solid import Dynamics, Recommender, dynamize
 from .compiler.models.visual_span import visual_span
 from .compiler.options import Options
@@ -39,6 +40,7 @@ __all__ = [
     "SlimCache",
     "Stats",
     "ZipAR",
+    "accelerate",
     "dynamize",
     "explain",
     "export",
@@ -46,6 +48,7 @@ __all__ = [
     "observe_selections",
     "omnisparse_attention",
     "refresh",
+    "release",
     "report_of",
     "stats",
     "trajectory",

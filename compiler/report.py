@@ -24,7 +24,7 @@ from .pipeline import rewrite
 from .runtime.runs import Root
 from .runtime.sampling import graphs_of, state_bytes
 from .runtime.tables import drop_tables
-from .runtime.trajectory import Explicit, enter_explicit
+from .runtime.trajectory import Explicit, enclosing, enter_explicit
 from .stats import Stats
 
 __all__ = ["GraphReport", "PassReport", "Report", "Stats", "explain", "refresh", "report_of",
@@ -246,18 +246,31 @@ def refresh(compiled: Any) -> None:
 
 
 @contextlib.contextmanager
-def trajectory(compiled: Any, steps: int | None = None) -> Iterator[None]:
-    """One sampling run of a compiled model, made explicit.
+def trajectory(
+    compiled: Any, steps: int | None = None, branch: str | None = None
+) -> Iterator[None]:
+    """One sampling run of a compiled model, or one branch of it, made explicit.
 
-    Its state starts empty and is freed at the end; other runs are neither seen nor touched, in
-    this thread or any other. steps: how many, if known: then the schedule need not estimate it.
-    Raises OptionError if the schedule does not fit that many steps.
+    Within it the caller's word counts, not what the samples prove: each new sample is the run's
+    next step. Its state starts empty and is freed at the end; other runs are neither seen nor
+    touched, in this thread or any other. So samplers that add noise, whose steps nothing can prove,
+    skip too.
+
+    steps: how many, if known: then the schedule need not estimate it. branch: a name for calls that
+    belong together, such as "cond"; inside another `trajectory` of the model, of that run. Without
+    it branches are told apart by what the model is given besides sample and time.
+    Raises OptionError if the schedule does not fit that many steps, or a branch is of no run.
     """
     owners = _owners(compiled)
     if steps is not None and steps < 1:
         raise OptionError(f"steps is {steps}; a run has at least one step")
+    if branch is not None and steps is None and enclosing(owners) is None:
+        raise OptionError(
+            f"branch {branch!r} is of no run: say how many steps it has, or open it inside "
+            "`with accel.trajectory(model, steps=...)`"
+        )
     for graph, _ in graphs_of(owners):
         if steps is not None:
             graph.schedule.check(steps)
-    with enter_explicit(Explicit(owners, steps)):
+    with enter_explicit(Explicit(owners, steps, branch)):
         yield

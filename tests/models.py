@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -49,6 +50,29 @@ def euler(
         outputs.append(velocity)
         state = state + (after - now) * velocity * 0.3
     return outputs
+
+
+@contextmanager
+def without_blocks(model: nn.Module) -> Iterator[None]:
+    """In the graphs of a model with the "eager" lowering, the blocks may not be run."""
+    from accel.compiler.runtime.sampling import graphs_of
+
+    graphs = graphs_of(frozenset(map(id, model.parameters())))
+    assert graphs
+
+    def forbidden(*operands: Any) -> Any:
+        raise AssertionError("the blocks were run")
+
+    changed = []
+    for graph, _ in graphs:
+        blocks: Any = graph.function.accel_blocks  # type: ignore[attr-defined]  # a GraphModule
+        changed.append((blocks, blocks.forward))
+        blocks.forward = forbidden
+    try:
+        yield
+    finally:
+        for blocks, forward in changed:
+            blocks.forward = forward
 
 
 def relative(left: Tensor, right: Tensor) -> float:

@@ -222,9 +222,10 @@ class Runs:
         if not samples:
             return found
         if self.vouched:
-            newest = next(reversed(self.records.values()), None)
-            fits = newest is not None and newest.form == call.form
-            return list(newest.distinct) if fits and len(newest.distinct) == len(found) else found
+            newest = next((each for each in reversed(self.records.values())), None)
+            if newest is None or newest.form != call.form or len(newest.distinct) != len(found):
+                return found
+            return list(newest.distinct)
         coarse = limits_of(call.dtype).unexplained < 10
         # Mostly a call continues one of the last; its samples are in the same order.
         tried: set[tuple[int, int]] = set()
@@ -281,6 +282,7 @@ class Runs:
             return
         limits = limits_of(call.dtype)
         proven = torch.ones(len(pairs), dtype=torch.bool)
+        moved = torch.zeros(len(pairs), dtype=torch.bool)
         left = torch.zeros(len(pairs), dtype=torch.float64)
         for part in range(len(samples[0].values)):
             target = torch.stack([samples[index].values[part] for index, _ in pairs]).double()
@@ -288,8 +290,13 @@ class Runs:
             same = target == basis[..., 0]
             same &= same.double().mean(1, keepdim=True) > CHANGING
             result = fit(target, basis, newest, rounding(call.dtype), same)
-            proven &= result.proves(limits) & ((~same).sum(1) >= min(FEWEST, same.shape[1]))
-            left = torch.maximum(left, result.left)
+            # A part may stay what it is: a picture that is shown to the model at every step.
+            still = same.all(1)
+            enough = (~same).sum(1) >= min(FEWEST, same.shape[1])
+            proven &= still | (result.proves(limits) & enough)
+            moved |= ~still
+            left = torch.maximum(left, torch.where(still, 0.0, result.left))
+        proven &= moved
         for (index, step), proof, rest in zip(pairs, proven.tolist(), left.tolist(), strict=True):
             if rest > limits.unexplained:
                 self.smallest_refused = min(self.smallest_refused, rest)
@@ -362,6 +369,16 @@ class Runs:
         # A run that was cut off says nothing of the next one's length.
         fits = known > step.depth and (estimate is None or abs(known - estimate) < known / 4)
         return known if fits else estimate
+
+    def end(self, evaluation: Evaluation) -> None:
+        """Forget a run that is over, back to where another has forked from it."""
+        step: Step | None = evaluation.step
+        while step is not None and step.children <= 1:
+            parent = step.parent
+            for key in {id(each.record) for each in step.evaluations}:
+                if key in self.records:
+                    self._drop(key)
+            step = parent
 
     def forget_all(self) -> None:
         """Drop all runs; what is known of their lengths stays."""

@@ -22,7 +22,7 @@ from .fingerprint import Fingerprint
 from .provenance import positions
 from .runs import Call, Evaluation, Placed, Runs, Sample
 from .sizes import evaluate, size_of
-from .trajectory import current_explicit
+from .trajectory import Explicit, Moment, told
 
 __all__ = ["Counters", "PadeGraph", "graphs_of", "state_bytes"]
 
@@ -158,13 +158,21 @@ class PadeGraph:
         _graphs.add(self)
 
     def __call__(self, *inputs: Any) -> tuple[Any, ...]:
+        said = told(id(inputs[self.owned[0]]) if self.owned else id(self))
         with self.lock:
             model = self._model(inputs)
             unread = list(model.unread)
-        seen = self._read(model, unread, inputs)
+        if said is not None and said.moment is not None:
+            seen = self._told(said.run, said.moment, inputs)
+        else:
+            seen = self._read(model, unread, inputs)
+        if said is not None and said.branch is not None:
+            seen.conditions = [[said.branch]]
         with self.lock:
-            self._take_in(model, seen)
-            plan = self._plan(model, inputs, seen)
+            for record, read in seen.left:
+                self._take_in(model, record, read)
+            runs = model.runs if said is None else self._vouched(said.run)
+            plan = self._plan(model, runs, inputs, seen)
         packed = self.state.pack(torch.tensor(plan.compute), plan.streams)
         results = self.function(*inputs, *packed)
         record = self._record(plan, inputs, results)
@@ -174,7 +182,7 @@ class PadeGraph:
                 each.last = each.step.depth + 1 if plan.compute else _last(placed)
             model.unread.append(record)
             if record.left and all(each.device.type == "cpu" for each in record.left):
-                self._take_in_one(model, record, record.left)
+                self._take_in(model, record, record.left)
             self._release(plan, record)
         return tuple(results[: self.outputs])
 
@@ -202,12 +210,9 @@ class PadeGraph:
             model.unread.clear()
         return model
 
-    def _runs(self, model: _Model, inputs: Sequence[Any]) -> Runs:
-        explicit = current_explicit(id(inputs[self.owned[0]]) if self.owned else id(self))
-        if explicit is None:
-            return model.runs
+    def _vouched(self, explicit: Explicit) -> Runs:
         if self.number not in explicit.runs:
-            if explicit.steps is not None:
+            if explicit.steps is not None and explicit.where is None:
                 self.schedule.check(explicit.steps)
             explicit.runs[self.number] = Runs(
                 limit=self.options.max_runs, vouched=True, steps_known=explicit.steps
@@ -260,6 +265,20 @@ class PadeGraph:
             [(record, [next(read) for _ in some]) for record, some in left],
         )
 
+    def _told(self, run: Explicit, moment: Moment, inputs: Sequence[Any]) -> _Seen:
+        """What a call says where a pipeline says the step and its time: no tensor is read.
+
+        Conditions are where they lie: what is kept alive and unchanged there is the same.
+        """
+        clock = self.state.clock
+        batch = len(inputs[clock.latents[0]]) if clock.latents else 1
+        values = [inputs[index] for index in clock.conditions]
+        run.keep(moment.step, [each for each in values if isinstance(each, Tensor)])
+        conditions = [[_place(each) if isinstance(each, Tensor) else each] for each in values]
+        time = torch.tensor([moment.time], dtype=torch.float64)
+        keys = [f"{moment.step} {index}".encode() for index in range(batch)]
+        return _Seen([], keys, [time], conditions, [])
+
     def _remembered(self, model: _Model, tensor: Tensor) -> list[bytes] | None:
         """Hashes of a large tensor that is unchanged, as far as torch counts."""
         if tensor.nbytes <= HELD or tensor.is_inference():
@@ -274,11 +293,7 @@ class PadeGraph:
                 model.hashes.clear()
             model.hashes[id(tensor)] = weakref.ref(tensor), tensor._version, hashes
 
-    def _take_in(self, model: _Model, seen: _Seen) -> None:
-        for record, read in seen.left:
-            self._take_in_one(model, record, read)
-
-    def _take_in_one(self, model: _Model, record: Record, read: Sequence[Tensor]) -> None:
+    def _take_in(self, model: _Model, record: Record, read: Sequence[Tensor]) -> None:
         """What a call left, now that it is on the CPU."""
         if record not in model.unread:
             return  # another thread was first
@@ -348,8 +363,8 @@ class PadeGraph:
 
     # Deciding
 
-    def _plan(self, model: _Model, inputs: Sequence[Any], seen: _Seen) -> _Plan:
-        runs, counters = self._runs(model, inputs), model.counters
+    def _plan(self, model: _Model, runs: Runs, inputs: Sequence[Any], seen: _Seen) -> _Plan:
+        counters = model.counters
         call = self._call(inputs, seen)
         placed = runs.locate(call)
         now = rules.sample_times(seen.times, self._size(self.state.batch, inputs))
@@ -456,19 +471,22 @@ class PadeGraph:
         return self.places[form]
 
     def _release(self, plan: _Plan, record: Record) -> None:
-        """Free the state of runs that are over; a step after all would be computed."""
+        """Forget runs that are over; a step after all would be computed."""
         for each, placed in zip(record.evaluations, plan.placed, strict=True):
             steps = plan.runs.length(placed)
             if steps is None or each.step.depth < steps - 1:
                 return
-        done: Evaluation | None = record.evaluations[0]
-        while done is not None and done.step.children <= 1:
-            done.record.carried = None
-            done = done.before
+        plan.runs.end(record.evaluations[0])
 
 
 def _form(tensor: Tensor) -> tuple[Any, ...]:
     return tuple(tensor.shape), tensor.dtype, tensor.device
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    """Where a tensor lies, and how often torch has counted a change of it."""
+    version = None if tensor.is_inference() else tensor._version
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype, version
 
 
 def _coarsest(dtypes: Sequence[torch.dtype]) -> torch.dtype:

@@ -108,7 +108,11 @@ def arguments(
     times = torch.stack([now, *(choose(first, now, each) for each in carried.times)])
     found = []
     for stream in carried.streams:
-        known = predictor.coefficients(times, remaining, stream.moments.double())
+        # Moments that nobody has read stay on their device, and what comes of them too.
+        where = stream.moments.device
+        known = predictor.coefficients(
+            times.to(where), remaining.to(where), stream.moments.double()
+        )
         coefficients = None if known is None else known.to(stream.residuals[0].device).float()
         found.append(StreamInputs(coefficients, stream.residuals, stream.previous))
     return found

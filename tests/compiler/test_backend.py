@@ -16,7 +16,7 @@ import torch
 from accel import OptionError
 from accel.kernels.predictors import PREDICTORS, moments
 from accel.passes.pade.schedule import place
-from accel.tests.models import dit, euler, noise, relative
+from accel.tests.models import dit, euler, noise, relative, without_blocks
 from torch import nn
 
 LABELS = torch.tensor([1, 2])
@@ -59,16 +59,11 @@ def test_always_compute_equals_the_plain_model(lowering: str) -> None:
 def test_skipped_steps_do_not_run_the_blocks() -> None:
     model = dit()
     fast = compiled(model, pade={"schedule": [0, 1, 2, 5]})
-    outputs = []
-    with torch.no_grad():
-        for step in range(4):
-            if step == 3:
-                for parameter in model.transformer_blocks[-1].parameters():
-                    parameter.fill_(float("nan"))
-            sample = noise() * (1 - 0.02 * step)
-            time = torch.full((2,), 1000.0 - 50 * step)
-            outputs.append(fast(sample, timestep=time, class_labels=LABELS).sample)
-    assert all(torch.isfinite(output).all() for output in outputs)
+    euler(fast, noise(), LABELS, times=[1.0, 0.9, 0.75])
+    with torch.no_grad(), without_blocks(model):
+        timestep = torch.full((2,), 600.0)
+        output = fast(run_sample(model), timestep=timestep, class_labels=LABELS).sample
+    assert torch.isfinite(output).all()
     assert accel.stats(fast).predicted_steps == 1
 
 
@@ -90,8 +85,8 @@ def test_the_graph_predicts_what_the_predictor_says(name: str) -> None:
     fast = compiled(model, pade={"schedule": [0, 1, 2, 9], "predictor": name})
     euler(fast, noise(), LABELS, times=[1.0, 0.9, 0.75])
     ((graph, record),) = runtime.graphs_of(frozenset(map(id, model.parameters())))
-    (run,) = record.runs.live.values()
-    residuals = [each.clone() for each in run.carried.streams[0].residuals]
+    newest = list(record.runs.records.values())[-1].record
+    residuals = [each.clone() for each in newest.carried.streams[0].residuals]
     seen: list[torch.Tensor] = []
     inner = graph.function
 
@@ -158,7 +153,8 @@ def test_separate_guidance_branches_keep_separate_state() -> None:
     torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4)
     assert accel.stats(fused).predicted_steps == 12
     stats = accel.stats(separate)
-    assert (stats.full_steps, stats.predicted_steps, stats.runs) == (16, 24, 2)
+    assert (stats.full_steps, stats.predicted_steps, stats.runs) == (16, 24, 1)
+    assert stats.siblings == 2 * 20
 
 
 def test_a_new_prompt_begins_a_new_run() -> None:
@@ -204,13 +200,9 @@ def test_two_interleaved_runs_with_one_prompt() -> None:
 
 
 def test_one_prompt_at_two_stages() -> None:
-    """A request that begins while another with the same prompt is half way through.
-
-    The late one may cost the early one its state, which is then computed anew; neither may take
-    over the other's.
-    """
-    model, fast = dit(), compiled(dit())
-    plain = [euler(model, noise(seed=seed), LABELS)[-1] for seed in (1, 2)]
+    """A request that begins while another with the same prompt is half way through."""
+    fast = compiled(dit())
+    alone = [euler(compiled(dit()), noise(seed=seed), LABELS)[-1] for seed in (1, 2)]
     states, outputs = [noise(seed=1), noise(seed=2)], [torch.zeros(0)] * 2
     with torch.no_grad():
         for tick in range(30):
@@ -220,11 +212,10 @@ def test_one_prompt_at_two_stages() -> None:
                     out = fast(states[index], timestep=timestep, class_labels=LABELS).sample
                     outputs[index] = out
                     states[index] = states[index] - out * 0.3 / 20
-    for got, expected in zip(outputs, plain, strict=True):
-        assert relative(got, expected) < 0.2
+    for got, expected in zip(outputs, alone, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
     stats = accel.stats(fast)
-    assert stats.predicted_steps >= 12
-    assert stats.runs <= 4
+    assert (stats.full_steps, stats.predicted_steps, stats.runs) == (16, 24, 2)
 
 
 def test_heun_evaluates_twice_at_one_time() -> None:
@@ -257,15 +248,16 @@ def test_heun_evaluates_twice_at_one_time() -> None:
 
 
 def test_identical_calls_are_one_step() -> None:
-    fast = compiled(dit())
+    fast, sample = compiled(dit()), noise()
     with torch.no_grad():
         for step in range(6):
-            sample = noise() * (1 - 0.02 * step)
             timestep = torch.full((2,), 1000.0 - 50 * step)
             first = fast(sample, timestep=timestep, class_labels=LABELS).sample
             second = fast(sample, timestep=timestep, class_labels=LABELS).sample
             torch.testing.assert_close(first, second)
+            sample = sample - 0.015 * first
     stats = accel.stats(fast)
+    assert stats.predicted_steps > 0
     assert stats.repeated_steps == 6
     assert stats.full_steps + stats.predicted_steps == 6
 
@@ -357,15 +349,27 @@ def test_explicit_trajectory_checks_the_schedule() -> None:
         pass
 
 
+class Once(nn.Module):
+    """A block that gives NaN at one time."""
+
+    def __init__(self, block: nn.Module, time: float) -> None:
+        super().__init__()
+        self.block, self.time = block, time
+
+    def forward(self, x: torch.Tensor, *args: Any, timestep: torch.Tensor, **kw: Any) -> Any:
+        out = self.block(x, *args, timestep=timestep, **kw)
+        return torch.where((timestep == self.time)[:, None, None], torch.nan, out)
+
+
 def test_nan_in_the_features_is_computed_and_counted() -> None:
     """A computed step with NaN stays out of the history; the next step is computed."""
     model = dit()
+    for index, block in enumerate(model.transformer_blocks):
+        model.transformer_blocks[index] = Once(block, 900.0)
     fast = compiled(model, pade={"schedule": [0, 1, 2, 9]})
-    weight = model.transformer_blocks[0].ff.net[2].bias
     outputs = []
-    with torch.no_grad():
+    with torch.no_grad(), accel.trajectory(fast):
         for step in range(5):
-            weight.fill_(float("nan") if step == 2 else 0.0)
             sample = noise() * (1 - 0.02 * step)
             timestep = torch.full((2,), 1000.0 - 50 * step)
             outputs.append(fast(sample, timestep=timestep, class_labels=LABELS).sample)
