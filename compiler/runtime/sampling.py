@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +22,7 @@ from ...passes.pade.state import StreamInputs, StreamState
 from .digest import named, on_host, parts_of
 from .fingerprint import Fingerprint
 from .provenance import positions
-from .runs import Call, Evaluation, Placed, Runs, Sample
+from .runs import Call, Evaluation, Placed, Root, Runs, Sample
 from .sizes import evaluate, size_of
 from .trajectory import Explicit, Moment, told
 
@@ -29,6 +31,7 @@ __all__ = ["Counters", "PadeGraph", "graphs_of", "state_bytes"]
 MOST, FEWEST, TOGETHER = 2048, 256, 8192  # positions of a sample that are fitted, and of a batch
 HELD = 2**16  # bytes of a tensor up to which it is read at every call, whatever torch counts
 REMEMBERED = 64  # hashes of larger tensors
+SHARE = 20  # one part of a device's memory that state may take
 
 _numbers = itertools.count()
 _graphs: weakref.WeakSet[PadeGraph] = weakref.WeakSet()
@@ -183,6 +186,7 @@ class PadeGraph:
             model.unread.append(record)
             if record.left and all(each.device.type == "cpu" for each in record.left):
                 self._take_in(model, record, record.left)
+            self._bound(plan.runs, record)
             self._release(plan, record)
         return tuple(results[: self.outputs])
 
@@ -384,7 +388,10 @@ class PadeGraph:
                 why = {each.before.record.why_not for each in placed if each.before is not None}
                 counters.gated_steps += "untrusted" not in why
                 counters.untrusted_steps += "untrusted" in why
-            for why_root in {each.root for each in placed} - {""}:
+            dropped = [each for each in placed if each.before is not None and not _source(each)]
+            for why_root in ({each.root for each in placed} | {Root.DROPPED for _ in dropped}) - {
+                ""
+            }:
                 counters.roots[why_root] = counters.roots.get(why_root, 0) + 1
         remaining = torch.tensor(_remaining(placed[0], runs.length(placed[0])), dtype=now.dtype)
         streams = rules.arguments(self.state.predictor, carried, now, remaining)
@@ -469,6 +476,19 @@ class PadeGraph:
                     _flat(chosen, answer.shape[1:]).to(answer.device),
                 )
         return self.places[form]
+
+    def _bound(self, runs: Runs, newest: Record) -> None:
+        """Drop the state that was not used for longest, where all of it takes too much."""
+        limit = self.options.max_state_bytes
+        if limit is None:
+            limit = device_memory(self.state.streams[0].device) // SHARE
+        own = sum(each.nbytes for each in newest.held().values())
+        if own * len(runs.records) <= limit:  # mostly; others share tensors with it besides
+            return
+        for known in list(runs.records.values()):
+            if state_bytes(runs) <= limit:
+                return
+            known.record.carried = None
 
     def _release(self, plan: _Plan, record: Record) -> None:
         """Forget runs that are over; a step after all would be computed."""
@@ -591,6 +611,14 @@ def graphs_of(parameters: frozenset[int]) -> list[tuple[PadeGraph, _Model]]:
             if model.owner() is not None and key <= parameters:
                 found.append((graph, model))
     return found
+
+
+@functools.cache
+def device_memory(device: torch.device) -> int:
+    """Bytes of memory that a device has; of the host, where the device does not say."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def state_bytes(runs: Runs) -> int:

@@ -35,8 +35,8 @@ class Clock:
 
     times: inputs that feed a sinusoidal embedding followed by a layer (the timestep; a guidance
         scale is embedded the same way and shows itself by never changing).
-    latents: the noisy sample(s). answers: for each the model's result that looks like it, by number;
-        the next sample is made of both.
+    latents: the noisy sample(s). answers: the number of the result that looks like each; the next
+        sample is made of both.
     conditions: all other tensors from the caller (prompts, labels, masks), numbers that are no
         sizes, and tensors that the model holds without their being parameters.
     """

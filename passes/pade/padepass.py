@@ -34,7 +34,10 @@ class PadePass(Pass):
     gate: a further condition for skipping, judged after each computed step; None for none.
     max_error: a step is computed, whatever the schedule, where the predictor would have missed
         the last computed residual by more than this (relative L2, worst sample of the batch).
-    max_runs: sampling runs whose state is kept at a time; the longest unused goes first.
+    max_runs: calls from which a run may go on whose state is kept at a time; guidance in two calls
+        has two. The longest unused goes first.
+    max_state_bytes: the most that all state may take; what was not used for longest is dropped, and
+        its run's next step computed. None: a twentieth of the device's memory.
     """
 
     name: ClassVar[str] = "pade"
@@ -50,6 +53,7 @@ class PadePass(Pass):
     gate: Gate | Mapping[str, Any] | None = None
     max_error: float = 1.0
     max_runs: int = 8
+    max_state_bytes: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "predictor", accepted(self.predictor))
@@ -64,6 +68,8 @@ class PadePass(Pass):
             object.__setattr__(self, "gate", built(Gate, self.gate, "pade.gate"))
         if not self.max_error > 0:
             raise OptionError(f"max_error is {self.max_error}; it has to be above 0")
+        if self.max_state_bytes is not None and self.max_state_bytes < 0:
+            raise OptionError(f"max_state_bytes is {self.max_state_bytes}; it has to be at least 0")
         if self.max_runs < 1:
             raise OptionError(f"max_runs is {self.max_runs}; it has to be at least 1")
         self.plan()  # raises on a malformed schedule
