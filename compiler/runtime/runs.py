@@ -50,7 +50,8 @@ class Call:
 
     form: what has to be equal within a run: shapes. conditions: hashes and numbers; clock: which
     of them are values of inputs that may be the time. dtype: the coarsest type that samples and
-    outputs are rounded to.
+    outputs are rounded to. time_error: how far times may be from what they were before they were
+    rounded, as a part of the run's first.
     """
 
     form: tuple[Any, ...]
@@ -58,6 +59,7 @@ class Call:
     conditions: list[tuple[Any, ...]]
     clock: frozenset[int]
     dtype: torch.dtype
+    time_error: float = 0.0
 
 
 class Root:
@@ -119,8 +121,8 @@ class Step:
 class Placed:
     """Where one sample of a call belongs. step: new, or one that is known. before: what its state
     comes from; None where there is none, and then `root` says why. link: the evaluation that it
-    follows, with or without state. times: of the run's steps up to this one. repeats: whether there
-    was an evaluation with all the same."""
+    follows, with or without state. times: of the run's steps up to this one; error: see `Call`.
+    repeats: whether there was an evaluation with all the same."""
 
     step: Step
     before: Evaluation | None
@@ -129,6 +131,7 @@ class Placed:
     changed: frozenset[int]
     clock: frozenset[int]
     times: tuple[float, ...]
+    error: float
     repeats: bool = False
 
 
@@ -188,7 +191,7 @@ class Runs:
             repeats: bool = False,
         ) -> Placed:  # fmt: skip
             times = step.times or _times(step.parent, link, conditions, clock)
-            return Placed(step, before, root, link, changed, clock, times, repeats)
+            return Placed(step, before, root, link, changed, clock, times, call.time_error, repeats)
 
         for known in reversed(step.evaluations):
             if known.conditions == conditions:
@@ -362,7 +365,7 @@ class Runs:
         began at the same times, or by its times."""
         if self.steps_known is not None:
             return self.steps_known
-        estimate = estimate_steps(placed.times)
+        estimate = estimate_steps(placed.times, placed.error * abs(placed.times[0]))
         step = placed.step
         others = self.lengths.get(placed.times[:2], {})
         known = max((length for run, length in others.items() if run != step.run), default=0)

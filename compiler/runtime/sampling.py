@@ -363,6 +363,7 @@ class PadeGraph:
             conditions,
             frozenset(range(first, first + len(times))),
             _coarsest([each.dtype for each in latents]),
+            max(map(_rounded, seen.times), default=0.0),
         )
 
     # Deciding
@@ -512,6 +513,14 @@ def _place(tensor: Tensor) -> tuple[Any, ...]:
 def _coarsest(dtypes: Sequence[torch.dtype]) -> torch.dtype:
     floating = [each for each in dtypes if each.is_floating_point]
     return max(floating, key=lambda each: torch.finfo(each).eps, default=torch.float32)
+
+
+def _rounded(times: Tensor) -> float:
+    """How far a time may be from what it was before it was rounded, as a part of the first."""
+    if not times.is_floating_point():
+        return 0.5 / max(float(times.abs().max()), 1.0)
+    error = torch.finfo(times.dtype).eps / 2
+    return error if error > 1e-5 else 0.0
 
 
 def _flat(places: Sequence[Tensor], shape: Sequence[int]) -> Tensor:

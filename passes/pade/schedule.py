@@ -52,15 +52,18 @@ def place(steps: int, computed: int) -> tuple[int, ...]:
     return tuple(chosen)
 
 
-def estimate_steps(times: Sequence[float]) -> int | None:
+def estimate_steps(times: Sequence[float], error: float = 0.0) -> int | None:
     """How many steps a run will have, from the times of its first steps; None if they don't say.
 
     Samplers space their times evenly in u = 1 - i / N, or shift that (Flux, SD3, Wan):
     t = s u / (1 + (s - 1) u) up to a unit. With y_i = t_0 / t_i - 1 that gives
-    y_i = (1/s) i / (N - i), so two steps are enough for both unknowns; after one, s is taken to
-    be 1. Times that rise are taken to end at 1, or at 1000 where they pass 1.
+    y_i = (1/s) i / (N - i), so two steps tell both unknowns; one does not. Times that rise are
+    taken to end at 1, or at 1000 where they pass 1.
+
+    error: how far a time may be from what it was before it was rounded. Of all lengths that fit the
+    times so far within that, the one in the middle is taken.
     """
-    if len(times) < 2:
+    if len(times) < 3:
         return None
     first = times[0]
     if times[1] > first:
@@ -70,15 +73,33 @@ def estimate_steps(times: Sequence[float]) -> int | None:
     last = len(times) - 1
     if times[last] <= 0 or times[1] >= first or times[last] > times[1]:
         return None
+    if error > 0:
+        fitting = [steps for steps in LENGTHS if steps > last and _fits(steps, times, error)]
+        if fitting:
+            return fitting[len(fitting) // 2]
     one, other = first / times[1] - 1, first / times[last] - 1
-    if last == 1:
-        return min(max(round(first / (first - times[1])), 2), 1000)
     ratio = other / (last * one)
     if ratio > 1:
         steps = (ratio * last - 1) / (ratio - 1)
     else:  # not of that family (or two calls a step, as Heun's): go on at the mean pace
         steps = last + times[last] * last / (first - times[last])
     return min(max(round(steps), last + 1), 1000)
+
+
+LENGTHS = (*range(3, 61), *range(64, 101, 4), 125, 150, 200, 250, 500, 1000)
+
+
+def _fits(steps: int, times: Sequence[float], error: float) -> bool:
+    """Whether a shift can be found with which a run of so many steps has these times."""
+    first = times[0]
+    # Each time bounds 1/s = (t_0 / t_i - 1) (N - i) / i from both sides.
+    low, high = 0.0, math.inf
+    for index, time in enumerate(times[1:], 1):
+        left = (steps - index) / index
+        low = max(low, ((first - error) / (time + error) - 1) * left)
+        if time > error:
+            high = min(high, ((first + error) / (time - error) - 1) * left)
+    return low <= high
 
 
 class Schedule(Protocol):

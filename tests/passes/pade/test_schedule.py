@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from accel import PadeOptions
 from accel.kernels.errors import OptionError
 from accel.passes.pade.schedule import Auto, Interval, Listed, estimate_steps, parse_schedule, place
@@ -69,11 +70,35 @@ def test_length_of_other_runs_is_near() -> None:
     rising = [i / 20 for i in range(20)]
     assert estimate_steps(rising[:3]) == 20
     heun = [1.0] + [t for i in range(1, 20) for t in (1 - i / 20,) * 2]
-    assert estimate_steps([1.0, 0.95]) == 20
     assert abs(estimate_steps(heun[:9]) - len(heun)) <= 4
 
 
-@pytest.mark.parametrize("times", [[1.0], [1.0, 1.0], [1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
+@settings(deadline=None)
+@given(
+    steps=st.integers(4, 60),
+    shift=st.floats(0.9, 12.0),
+    unit=st.sampled_from([1.0, 1000.0]),
+    dtype=st.sampled_from([torch.bfloat16, torch.float16, torch.int64]),
+)
+def test_length_from_rounded_times(
+    steps: int, shift: float, unit: float, dtype: torch.dtype
+) -> None:
+    """Near from a third of the run on, and never so short that the end would be left unplanned."""
+    even = torch.tensor([1 - i / steps for i in range(steps)], dtype=torch.float64)
+    times = unit * shift * even / (1 + (shift - 1) * even)
+    if dtype is torch.int64:
+        times, error = (times / unit * 1000).to(dtype), 1.0
+    else:
+        times, error = times.to(dtype), unit * torch.finfo(dtype).eps / 2
+    for seen in range(max(3, steps // 3 + 2), steps + 1):
+        found = estimate_steps(times[:seen].tolist(), error)
+        assert found is not None
+        assert abs(found - steps) <= max(1, steps // 4)
+
+
+@pytest.mark.parametrize(
+    "times", [[1.0], [1.0, 0.95], [1.0, 1.0], [1.0, 1.0, 1.0], [1.0, 0.0, 0.0]]
+)
 def test_length_unknown(times: list[float]) -> None:
     assert estimate_steps(times) is None
 

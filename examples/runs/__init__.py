@@ -1,0 +1,1 @@
+"""Which run a call belongs to: how well it is recognised, measured."""
