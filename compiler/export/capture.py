@@ -46,7 +46,7 @@ class Step(nn.Module):
     def __init__(
         self,
         module: fx.GraphModule,
-        arguments: Sequence[int | str | tuple[int, int]],
+        arguments: Sequence[int | str | tuple[int, int] | None],
         tensors: Mapping[str, Tensor],
         kept: Sequence[int],
     ) -> None:
@@ -61,13 +61,16 @@ class Step(nn.Module):
                 self.register_buffer(name, tensor)
 
     def forward(self, *tensors: Tensor) -> tuple[Any, ...]:
-        """arguments: a name is a tensor of the model, a number an input, a pair a size of one."""
+        """arguments: a name is a tensor of the model, a number an input, a pair a size of one; None
+        is what the graph no longer reads."""
         arguments: list[Any] = []
         for argument in self.arguments:
             if isinstance(argument, str):
                 arguments.append(getattr(self, argument))
             elif isinstance(argument, int):
                 arguments.append(tensors[argument])
+            elif argument is None:
+                arguments.append(None)
             else:
                 arguments.append(tensors[argument[0]].shape[argument[1]])
         results = self.module(*arguments)
@@ -245,9 +248,11 @@ def _captured(
                 symbols.setdefault(str(size), (index, dim))
 
     sources, tensors = sources_of(model, placeholders, seen["inputs"], position)
-    arguments: list[int | str | tuple[int, int]] = []
+    arguments: list[int | str | tuple[int, int] | None] = []
     for node, value, source in zip(placeholders, seen["inputs"], sources, strict=False):
-        if source is not None:
+        if isinstance(source, str) and not node.users:
+            arguments.append(None)  # a weight in whose place a pass has put another
+        elif source is not None:
             arguments.append(source)
         elif str(value_of(node)) in symbols:
             arguments.append(symbols[str(value_of(node))])
@@ -256,6 +261,8 @@ def _captured(
                 f"the model reads the number {value} ({node.name}) from its inputs; pass it as a "
                 "tensor"
             )
+    unread = tensors.keys() - {each for each in arguments if isinstance(each, str)}
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in unread}
     state: list[fx.Node] = []
     rest = iter(placeholders[len(seen["inputs"]) :])
     for added in program.added:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,10 +16,10 @@ EngineFile = Callable[[str], Path]
 
 
 @pytest.fixture(scope="session")
-def engine_file(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> EngineFile:
+def engine_file(tmp_path_factory: pytest.TempPathFactory) -> EngineFile:
     """The file of `dit(2)` in a format ("onnx", "pt2", "ep"), of which nothing may be changed."""
     base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "engines"
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "engines"
     folder.mkdir(exist_ok=True)
     kwargs = {"timestep": torch.full((2,), 1000.0), "class_labels": torch.tensor([1, 2])}
 

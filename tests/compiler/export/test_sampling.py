@@ -20,8 +20,6 @@ BUILDER = """
 import torch
 from accel.tests.models import dit, noise
 
-from .conftest import EngineFile
-
 def build():
     return dit(2), (noise(),), {"timestep": torch.ones(2), "class_labels": torch.tensor([1, 2])}
 """
