@@ -29,7 +29,7 @@ __all__ = ["Call", "Evaluation", "Placed", "Root", "Runs", "Sample", "Step"]
 MOST_COLUMNS = 12  # of a basis for one step: its sample, and outputs at it
 TRIED = 48  # steps that a sample is fitted to at the most
 RELATED = 0.05  # the least correlation with what is fitted
-KEPT = 32  # calls that are kept for each of `limit`
+KEPT = 16  # calls that are kept for each of `limit`
 KNOWN_LENGTHS = 32  # finished schedules that are remembered, to know a run's length beforehand
 CHANGING = 0.02  # of a sample's positions, where fewer are unchanged, none is left out for that
 FEWEST = 64  # positions that a fit needs
@@ -143,6 +143,7 @@ class Runs:
         says that all calls are of one run, each on the sample that the one before has led to.
     steps_known: how many steps a run has, where the caller says so.
     lengths: how long runs have become, by their first two times and their numbers.
+    over: last steps of runs that seem to be.
     started, forks, siblings, repeats: steps that nothing explained; that continue what something
     else has continued; evaluations beside others of their step; calls with all the same once more.
     largest_accepted, smallest_refused: what fits have left, in expected rounding errors.
@@ -154,6 +155,7 @@ class Runs:
     steps: dict[tuple[Any, ...], Step] = field(default_factory=dict)
     records: OrderedDict[int, _Known] = field(default_factory=OrderedDict)
     lengths: OrderedDict[tuple[float, ...], dict[int, int]] = field(default_factory=OrderedDict)
+    over: dict[int, Step] = field(default_factory=dict)
     numbers: Iterator[int] = field(default_factory=itertools.count)
     started: int = 0
     forks: int = 0
@@ -220,34 +222,33 @@ class Runs:
 
     def _explained(self, call: Call, samples: list[Sample]) -> list[Step | None]:
         """The step that each sample continues, where one provably is."""
-        found: list[Step | None] = [None] * len(samples)
-        lefts = [float("inf")] * len(samples)
         if not samples:
-            return found
+            return []
         if self.vouched:
-            newest = next((each for each in reversed(self.records.values())), None)
-            if newest is None or newest.form != call.form or len(newest.distinct) != len(found):
-                return found
+            newest = next(reversed(self.records.values()), None)
+            if newest is None or newest.form != call.form or len(newest.distinct) != len(samples):
+                return [None] * len(samples)
             return list(newest.distinct)
-        coarse = limits_of(call.dtype).unexplained < 10
+        best = [_Best() for _ in samples]
         # Mostly a call continues one of the last; its samples are in the same order.
         tried: set[tuple[int, int]] = set()
         for known in reversed(self.records.values()):
-            if known.continued or known.form != call.form:
-                continue
             steps = known.distinct
-            if len(steps) != len(samples):
+            if known.continued or known.form != call.form or len(steps) != len(samples):
                 continue
-            pairs = [(index, steps[index]) for index in range(len(samples))
-                     if coarse or found[index] is None]  # fmt: skip
+            pairs = [(index, steps[index]) for index, each in enumerate(best)
+                     if not each.sure and (index, id(steps[index])) not in tried]  # fmt: skip
+            if not pairs:
+                continue
             tried |= {(index, id(step)) for index, step in pairs}
-            self._try(call, samples, pairs, found, lefts)
-            if all(found) and not coarse:
-                return found
-        missing = [index for index, parent in enumerate(found) if parent is None]
-        if missing:
-            self._try(call, samples, self._related(call, samples, missing, tried), found, lefts)
-        return found
+            self._try(call, samples, pairs, best)
+        open_ones = [index for index, each in enumerate(best) if not each.sure]
+        if open_ones:
+            self._try(call, samples, self._related(call, samples, open_ones, tried), best)
+        for each in best:
+            if each.step is not None:
+                self.largest_accepted = max(self.largest_accepted, each.left)
+        return [each.step for each in best]
 
     def _related(
         self, call: Call, samples: list[Sample], missing: list[int], tried: set[tuple[int, int]]
@@ -276,10 +277,9 @@ class Runs:
         call: Call,
         samples: list[Sample],
         pairs: list[tuple[int, Step]],
-        found: list[Step | None],
-        lefts: list[float],
+        best: list[_Best],
     ) -> None:
-        """Fit samples to steps, and keep the best that is a proof."""
+        """Fit samples to steps, and keep the best of what is a proof."""
         pairs = [pair for pair in pairs if any(each.outputs for each in pair[1].evaluations)]
         if not pairs:
             return
@@ -303,13 +303,8 @@ class Runs:
         for (index, step), proof, rest in zip(pairs, proven.tolist(), left.tolist(), strict=True):
             if rest > limits.unexplained:
                 self.smallest_refused = min(self.smallest_refused, rest)
-            elif not proof:
-                continue  # explained by what came before that step
-            elif rest < lefts[index]:
-                found[index], lefts[index] = step, rest
-        for index in {index for index, _ in pairs}:
-            if found[index] is not None:
-                self.largest_accepted = max(self.largest_accepted, lefts[index])
+            elif proof:  # else it is explained by what came before that step
+                best[index].take(step, rest, limits.sure)
 
     # What is known
 
@@ -326,6 +321,7 @@ class Runs:
                 else:
                     self.forks += step.parent.children > 0
                     step.parent.children += 1
+                    self.over.pop(id(step.parent), None)
             elif not each.repeats:
                 self.siblings += 1
             evaluation = Evaluation(
@@ -340,17 +336,24 @@ class Runs:
             evaluations.append(evaluation)
             if not step.times:
                 step.times = each.times
-                self._note_length(step)
             if each.link is not None and (known := self.records.get(id(each.link.record))):
                 known.continued = True
                 self.records.move_to_end(id(each.link.record))
         self.started += begun
+        if begun:
+            for known in self.records.values():
+                if not known.continued:
+                    self._note_length(known.distinct[0])
+            for last in self.over.values():
+                self._forget_path(last)
+            self.over.clear()
         distinct = list(dict.fromkeys(each.step for each in evaluations))
         self.records[id(record)] = _Known(record, call.form, evaluations, distinct)
         self._forget()
         return evaluations
 
     def _note_length(self, step: Step) -> None:
+        """Remember how long a run has become, when it seems to be over or another begins."""
         if step.depth < 2:
             return
         others = self.lengths.setdefault(step.times[:2], {})
@@ -361,22 +364,42 @@ class Runs:
             self.lengths.popitem(last=False)
 
     def length(self, placed: Placed) -> int | None:
-        """How long a run will be, as far as it can be told: as the caller says, as others that
+        """How long a run will be, as far as it can be told: as the caller says, as another that
         began at the same times, or by its times."""
         if self.steps_known is not None:
             return self.steps_known
         estimate = estimate_steps(placed.times, placed.error * abs(placed.times[0]))
+        if estimate is None:
+            return None
         step = placed.step
         others = self.lengths.get(placed.times[:2], {})
         known = max((length for run, length in others.items() if run != step.run), default=0)
         # A run that was cut off says nothing of the next one's length.
-        fits = known > step.depth and (estimate is None or abs(known - estimate) < known / 4)
-        return known if fits else estimate
+        return known if known > step.depth and abs(known - estimate) < known / 4 else estimate
 
-    def end(self, evaluation: Evaluation) -> None:
-        """Forget a run that is over, back to where another has forked from it."""
-        step: Step | None = evaluation.step
-        while step is not None and step.children <= 1:
+    def is_over(self, placed: Placed) -> tuple[bool, bool]:
+        """Whether a step is its run's last, as far as it can be told, and whether that is certain:
+        as the caller says, or as there is less time left than the step before took twice."""
+        steps = self.length(placed)
+        if steps is None or placed.step.depth < steps - 1:
+            return False, False
+        times = placed.times
+        short = len(times) > 1 and abs(times[-1]) <= 2 * abs(times[-2] - times[-1])
+        return True, self.steps_known is not None or short
+
+    def end(self, last: Step, certain: bool) -> None:
+        """Say that a run is over by this step: forget it, back to where another has forked from it,
+        once all branches of the step are done; where that is not certain, when the next run begins.
+        """
+        self._note_length(last)
+        if not certain:
+            self.over[id(last)] = last
+        elif last.parent is None or len(last.evaluations) >= len(last.parent.evaluations):
+            self._forget_path(last)
+
+    def _forget_path(self, last: Step) -> None:
+        step: Step | None = last
+        while step is not None and step.children <= (step is not last):
             parent = step.parent
             for key in {id(each.record) for each in step.evaluations}:
                 if key in self.records:
@@ -406,6 +429,20 @@ class Runs:
             if not step.evaluations:
                 self.steps.pop((step.form, step.sample.key), None)
                 step.parent = None
+
+
+@dataclass(eq=False)
+class _Best:
+    """The best proof of where a sample comes from. left: see `provenance.Fit`; sure: whether it
+    need not be compared with others."""
+
+    step: Step | None = None
+    left: float = float("inf")
+    sure: bool = False
+
+    def take(self, step: Step, left: float, sure: float) -> None:
+        if left < self.left:
+            self.step, self.left, self.sure = step, left, left <= sure
 
 
 @dataclass(eq=False)

@@ -183,8 +183,9 @@ class PadeGraph:
             record.evaluations = plan.runs.add(plan.call, plan.placed, record)
             for each, placed in zip(record.evaluations, plan.placed, strict=True):
                 each.last = each.step.depth + 1 if plan.compute else _last(placed)
-            model.unread.append(record)
-            if record.left and all(each.device.type == "cpu" for each in record.left):
+            if record.left:
+                model.unread.append(record)
+            if all(each.device.type == "cpu" for each in record.left):
                 self._take_in(model, record, record.left)
             self._bound(plan.runs, record)
             self._release(plan, record)
@@ -493,11 +494,10 @@ class PadeGraph:
 
     def _release(self, plan: _Plan, record: Record) -> None:
         """Forget runs that are over; a step after all would be computed."""
-        for each, placed in zip(record.evaluations, plan.placed, strict=True):
-            steps = plan.runs.length(placed)
-            if steps is None or each.step.depth < steps - 1:
-                return
-        plan.runs.end(record.evaluations[0])
+        ends = [plan.runs.is_over(each) for each in plan.placed]
+        if all(over for over, _ in ends):
+            for step in {each.step for each in record.evaluations}:
+                plan.runs.end(step, all(certain for _, certain in ends))
 
 
 def _form(tensor: Tensor) -> tuple[Any, ...]:
