@@ -9,6 +9,7 @@ from __future__ import annotations
 import accel
 import pytest
 import torch
+from accel.compiler.runtime.runs import Root
 from accel.tests.models import without_blocks
 from accel.tests.zoo import ENTRIES, TIME_INDEPENDENT
 from accel.tests.zoo.parts import next_inputs, step_inputs, tensors
@@ -55,6 +56,7 @@ def test_transformer(name: str) -> None:
         assert (stats.full_steps, stats.recompiles) == (3, 0)
         if name in ALWAYS_COMPUTED:
             assert stats.runs == 3
+            assert set(stats.roots) == {Root.BLIND}
             return
         assert stats.runs == 1
         with without_blocks(model):

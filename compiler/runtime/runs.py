@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...passes.pade.schedule import estimate_steps
+from ...passes.pade.schedule import estimate_steps, fits_times
 from .provenance import REACH, fit, limits_of, rounding
 
 __all__ = ["Call", "Evaluation", "Placed", "Root", "Runs", "Sample", "Step"]
@@ -51,7 +51,7 @@ class Call:
     form: what has to be equal within a run: shapes. conditions: hashes and numbers; clock: which
     of them are values of inputs that may be the time. dtype: the coarsest type that samples and
     outputs are rounded to. time_error: how far times may be from what they were before they were
-    rounded, as a part of the run's first.
+    rounded: as a part of them, and in all.
     """
 
     form: tuple[Any, ...]
@@ -59,7 +59,7 @@ class Call:
     conditions: list[tuple[Any, ...]]
     clock: frozenset[int]
     dtype: torch.dtype
-    time_error: float = 0.0
+    time_error: tuple[float, float] = (0.0, 0.0)
 
 
 class Root:
@@ -68,6 +68,7 @@ class Root:
     NEW = "nothing that is known explains its sample"
     CONDITIONS = "no call on the step before had the same conditions"
     DROPPED = "the state of the step before was dropped"
+    BLIND = "no input is recognised as the sample, with an output like it"
 
 
 @dataclass(eq=False)
@@ -79,6 +80,7 @@ class Evaluation:
     clock: which of the conditions are the time, by this branch's steps so far.
     stateful: whether that one's state was continued, too.
     last: the newest computed step of the branch with this one, counted from 1; 0 for none.
+    visits: how often it was made.
     """
 
     step: Step
@@ -90,13 +92,15 @@ class Evaluation:
     clock: frozenset[int]
     stateful: bool = False
     last: int = 0
+    visits: int = 1
     outputs: tuple[Tensor, ...] | None = None
 
 
 @dataclass(eq=False)
 class Step:
-    """A distinct sample. depth: how many steps its run had before; times: of these and
-    its own. run: its run's number."""
+    """A distinct sample. depth: how many steps its run had before; times: of these and its own.
+    run: its run's number. children: steps that continue it. ended: runs that came by and are over.
+    """
 
     sample: Sample
     form: tuple[Any, ...]
@@ -106,6 +110,7 @@ class Step:
     times: tuple[float, ...] = ()
     evaluations: list[Evaluation] = field(default_factory=list)
     children: int = 0
+    ended: int = 0
 
     def path(self, reach: int = REACH) -> Iterator[Step]:
         """This step and those before it, newest first."""
@@ -131,7 +136,7 @@ class Placed:
     changed: frozenset[int]
     clock: frozenset[int]
     times: tuple[float, ...]
-    error: float
+    error: tuple[float, float]
     repeats: bool = False
 
 
@@ -166,7 +171,8 @@ class Runs:
     # Where a call belongs
 
     def locate(self, call: Call) -> list[Placed]:
-        """Where each sample of a call belongs. Changes nothing; see `add`."""
+        """Where each sample of a call belongs; `add` takes it in."""
+        self._begin_again(call)
         found: dict[bytes, Step] = {}
         unknown: dict[bytes, Sample] = {}
         for sample in call.samples:
@@ -185,6 +191,13 @@ class Runs:
             self._placed(call, found[sample.key], conditions)
             for sample, conditions in zip(call.samples, call.conditions, strict=True)
         ]
+
+    def _begin_again(self, call: Call) -> None:
+        """Forget runs that are over where a call begins one of them anew, with the same sample."""
+        known = (self.steps.get((call.form, sample.key)) for sample in call.samples)
+        begun = {step.run for step in known if step is not None and step.parent is None}
+        for key in [key for key, last in self.over.items() if last.run in begun]:
+            self._forget_path(self.over.pop(key))
 
     def _placed(self, call: Call, step: Step, conditions: tuple[Any, ...]) -> Placed:
         def placed(
@@ -230,6 +243,8 @@ class Runs:
                 return [None] * len(samples)
             return list(newest.distinct)
         best = [_Best() for _ in samples]
+        if not samples[0].values:  # the first call of a form, or one whose sample is not known
+            return [None] * len(samples)
         # Mostly a call continues one of the last; its samples are in the same order.
         tried: set[tuple[int, int]] = set()
         for known in reversed(self.records.values()):
@@ -329,6 +344,10 @@ class Runs:
                 each.before is not None,
             )  # fmt: skip
             # A repeat takes the place of what it repeats.
+            evaluation.visits += sum(
+                known.visits for known in step.evaluations
+                if known.conditions == evaluation.conditions
+            )  # fmt: skip
             step.evaluations = [
                 known for known in step.evaluations if known.conditions != evaluation.conditions
             ]
@@ -368,24 +387,27 @@ class Runs:
         began at the same times, or by its times."""
         if self.steps_known is not None:
             return self.steps_known
-        estimate = estimate_steps(placed.times, placed.error * abs(placed.times[0]))
-        if estimate is None:
-            return None
+        estimate = estimate_steps(placed.times, *placed.error)
         step = placed.step
         others = self.lengths.get(placed.times[:2], {})
         known = max((length for run, length in others.items() if run != step.run), default=0)
+        if estimate is None:
+            return known if known > step.depth and placed.times[-1] <= 0 else None
         # A run that was cut off says nothing of the next one's length.
-        return known if known > step.depth and abs(known - estimate) < known / 4 else estimate
+        fits = abs(known - estimate) < known / 4 or fits_times(known, placed.times, *placed.error)
+        return known if known > step.depth and fits else estimate
 
     def is_over(self, placed: Placed) -> tuple[bool, bool]:
         """Whether a step is its run's last, as far as it can be told, and whether that is certain:
-        as the caller says, or as there is less time left than the step before took twice."""
+        as the caller says, or as another run was."""
+        times = placed.times
+        if self.steps_known is None and len(times) > 1 and times[-1] <= 0 < times[0]:
+            return True, True  # no time is left
         steps = self.length(placed)
         if steps is None or placed.step.depth < steps - 1:
             return False, False
-        times = placed.times
-        short = len(times) > 1 and abs(times[-1]) <= 2 * abs(times[-2] - times[-1])
-        return True, self.steps_known is not None or short
+        others = self.lengths.get(placed.times[:2], {})
+        return True, self.steps_known is not None or steps in others.values()
 
     def end(self, last: Step, certain: bool) -> None:
         """Say that a run is over by this step: forget it, back to where another has forked from it,
@@ -398,12 +420,17 @@ class Runs:
             self._forget_path(last)
 
     def _forget_path(self, last: Step) -> None:
+        """Drop a run's steps, but for those that others have come by and may go on from."""
         step: Step | None = last
-        while step is not None and step.children <= (step is not last):
+        while step is not None:
             parent = step.parent
-            for key in {id(each.record) for each in step.evaluations}:
-                if key in self.records:
-                    self._drop(key)
+            step.ended += 1
+            if step.children == 0 and step.ended >= max(
+                (e.visits for e in step.evaluations), default=0
+            ):
+                for key in {id(each.record) for each in step.evaluations}:
+                    if key in self.records:
+                        self._drop(key)
             step = parent
 
     def forget_all(self) -> None:
@@ -426,8 +453,9 @@ class Runs:
             evaluation.before = None
             if evaluation in step.evaluations:
                 step.evaluations.remove(evaluation)
-            if not step.evaluations:
-                self.steps.pop((step.form, step.sample.key), None)
+            if not step.evaluations and self.steps.pop((step.form, step.sample.key), None):
+                if step.parent is not None:
+                    step.parent.children -= 1
                 step.parent = None
 
 

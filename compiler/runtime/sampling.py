@@ -264,7 +264,8 @@ class PadeGraph:
         seen_times = [next(read) for _ in times]
         return _Seen(
             seen_values if len(seen_values) == len(latents) else [],
-            [b"".join(each) for each in zip(*seen_keys, strict=True)] or [b""],
+            # Where no sample is known, nothing tells calls apart, so each is a run of its own.
+            [b"".join(each) for each in zip(*seen_keys, strict=True)] or [_unique()],
             seen_times,
             conditions,
             [(record, [next(read) for _ in some]) for record, some in left],
@@ -364,7 +365,7 @@ class PadeGraph:
             conditions,
             frozenset(range(first, first + len(times))),
             _coarsest([each.dtype for each in latents]),
-            max(map(_rounded, seen.times), default=0.0),
+            max(map(_rounded, seen.times), default=(0.0, 0.0)),
         )
 
     # Deciding
@@ -390,10 +391,10 @@ class PadeGraph:
                 why = {each.before.record.why_not for each in placed if each.before is not None}
                 counters.gated_steps += "untrusted" not in why
                 counters.untrusted_steps += "untrusted" in why
+            blind = not self.state.clock.latents or None in self.places.values()
             dropped = [each for each in placed if each.before is not None and not _source(each)]
-            for why_root in ({each.root for each in placed} | {Root.DROPPED for _ in dropped}) - {
-                ""
-            }:
+            reasons = {each.root for each in placed} | {Root.DROPPED for _ in dropped}
+            for why_root in {Root.BLIND} if blind else reasons - {""}:
                 counters.roots[why_root] = counters.roots.get(why_root, 0) + 1
         remaining = torch.tensor(_remaining(placed[0], runs.length(placed[0])), dtype=now.dtype)
         streams = rules.arguments(self.state.predictor, carried, now, remaining)
@@ -500,6 +501,10 @@ class PadeGraph:
                 plan.runs.end(step, all(certain for _, certain in ends))
 
 
+def _unique() -> bytes:
+    return f"call {next(_numbers)}".encode()
+
+
 def _form(tensor: Tensor) -> tuple[Any, ...]:
     return tuple(tensor.shape), tensor.dtype, tensor.device
 
@@ -515,12 +520,12 @@ def _coarsest(dtypes: Sequence[torch.dtype]) -> torch.dtype:
     return max(floating, key=lambda each: torch.finfo(each).eps, default=torch.float32)
 
 
-def _rounded(times: Tensor) -> float:
-    """How far a time may be from what it was before it was rounded, as a part of the first."""
+def _rounded(times: Tensor) -> tuple[float, float]:
+    """How far times may be from what they were before they were rounded: as a part, and in all."""
     if not times.is_floating_point():
-        return 0.5 / max(float(times.abs().max()), 1.0)
+        return 0.0, 0.5
     error = torch.finfo(times.dtype).eps / 2
-    return error if error > 1e-5 else 0.0
+    return (error if error > 1e-5 else 0.0), 0.0
 
 
 def _flat(places: Sequence[Tensor], shape: Sequence[int]) -> Tensor:

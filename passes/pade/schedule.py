@@ -18,6 +18,7 @@ __all__ = [
     "Listed",
     "Schedule",
     "estimate_steps",
+    "fits_times",
     "parse_schedule",
     "place",
 ]
@@ -52,7 +53,9 @@ def place(steps: int, computed: int) -> tuple[int, ...]:
     return tuple(chosen)
 
 
-def estimate_steps(times: Sequence[float], error: float = 0.0) -> int | None:
+def estimate_steps(
+    times: Sequence[float], relative: float = 0.0, absolute: float = 0.0
+) -> int | None:
     """How many steps a run will have, from the times of its first steps; None if they don't say.
 
     Samplers space their times evenly in u = 1 - i / N, or shift that (Flux, SD3, Wan):
@@ -60,15 +63,16 @@ def estimate_steps(times: Sequence[float], error: float = 0.0) -> int | None:
     y_i = (1/s) i / (N - i), so two steps tell both unknowns; one does not. Times that rise are
     taken to end at 1, or at 1000 where they pass 1.
 
-    error: how far a time may be from what it was before it was rounded. Of all lengths that fit the
-    times so far within that, the one in the middle is taken, or one of `FEWEST` or less.
+    relative, absolute: how far a time may be from what it was before it was rounded. Of all lengths
+    that fit the times so far within that the one in the middle is taken, or `FEWEST` or less.
     """
     if not times:
         return None
     counts = [(time, len(list(same))) for time, same in itertools.groupby(times)]
     distinct, often = [time for time, _ in counts], max(count for _, count in counts)
-    if 3 <= len(distinct) < len(times):  # solvers that call the model more than once at a time
-        steps = estimate_steps(distinct, error)
+    # Solvers that call the model twice or more at a time do so at nearly all; rounding does not.
+    if len(distinct) >= 3 and len(times) >= (len(distinct) - 2) * often + 2 > len(distinct):
+        steps = estimate_steps(distinct, relative, absolute)
         return None if steps is None else steps + (steps - 1) * (often - 1)
     if len(distinct) < 3:
         return None
@@ -78,35 +82,48 @@ def estimate_steps(times: Sequence[float], error: float = 0.0) -> int | None:
         times = [end - time for time in times]
         first = times[0]
     last = len(times) - 1
-    if times[last] <= 0 or times[1] >= first or times[last] > times[1]:
+    if times[last] <= 0 or times[1] > first or times[last] > times[1] or times[last] == first:
         return None
-    if error > 0:
-        fitting = [steps for steps in LENGTHS if steps > last and _fits(steps, times, error)]
-        if fitting:
-            # Few steps are computed in full, so in doubt there are few.
-            return fitting[0] if fitting[0] <= FEWEST else fitting[len(fitting) // 2]
-    one, other = first / times[1] - 1, first / times[last] - 1
-    ratio = other / (last * one)
-    if ratio > 1:
-        steps = (ratio * last - 1) / (ratio - 1)
-    else:  # not of that family (or two calls a step, as Heun's): go on at the mean pace
-        steps = last + times[last] * last / (first - times[last])
-    return min(max(round(steps), last + 1), 1000)
+    fitting = [
+        steps for steps in LENGTHS if steps > last and fits_times(steps, times, relative, absolute)
+    ] if relative or absolute else []  # fmt: skip
+    if fitting and fitting[0] <= FEWEST:
+        return fitting[0]  # few steps are computed in full, so in doubt there are few
+    if times[1] < first:
+        one, other = first / times[1] - 1, first / times[last] - 1
+        ratio = other / (last * one)
+        if ratio > 1:
+            exact = (ratio * last - 1) / (ratio - 1)
+        else:  # not of that family (or two calls a step, as Heun's): go on at the mean pace
+            exact = last + times[last] * last / (first - times[last])
+        # Whole numbers are spaced as they were meant, more often than not.
+        if not fitting or (absolute and fitting[0] <= exact <= fitting[-1]):
+            return min(max(round(exact), last + 1), 1000)
+    return fitting[len(fitting) // 2] if fitting else None
 
 
 LENGTHS = (*range(3, 61), *range(64, 101, 4), 125, 150, 200, 250, 500, 1000)
 
 
-def _fits(steps: int, times: Sequence[float], error: float) -> bool:
+def fits_times(
+    steps: int, times: Sequence[float], relative: float = 0.0, absolute: float = 0.0
+) -> bool:
+    """Whether a run of so many steps may have these times, rounded by no more than that."""
+    return _fits(steps, times, [relative * abs(time) + absolute for time in times])
+
+
+def _fits(steps: int, times: Sequence[float], errors: Sequence[float]) -> bool:
     """Whether a shift can be found with which a run of so many steps has these times."""
     first = times[0]
     # Each time bounds 1/s = (t_0 / t_i - 1) (N - i) / i from both sides.
     low, high = 0.0, math.inf
-    for index, time in enumerate(times[1:], 1):
+    for index, (time, error) in enumerate(zip(times, errors, strict=True)):
+        if index == 0:
+            continue
         left = (steps - index) / index
-        low = max(low, ((first - error) / (time + error) - 1) * left)
+        low = max(low, ((first - errors[0]) / (time + error) - 1) * left)
         if time > error:
-            high = min(high, ((first + error) / (time - error) - 1) * left)
+            high = min(high, ((first + errors[0]) / (time - error) - 1) * left)
     return low <= high
 
 
