@@ -14,7 +14,7 @@ class Stats:
     """What a compiled model has done so far.
 
     full_steps, predicted_steps: calls that ran the blocks, and that predicted instead.
-    repeated_steps: calls with exactly the inputs of an earlier one.
+    repeated_steps: those of them with exactly the inputs of an earlier one.
     untrusted_steps: computed because the history was not finite or the error above `max_error`.
     gated_steps: computed because the gate said so.
     nonfinite_steps: computed steps with NaN or Inf in the residual; kept out of the history.

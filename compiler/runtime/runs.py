@@ -24,12 +24,13 @@ from torch import Tensor
 from ...passes.pade.schedule import estimate_steps, fits_times
 from .provenance import REACH, fit, limits_of, rounding
 
-__all__ = ["Call", "Evaluation", "Placed", "Root", "Runs", "Sample", "Step"]
+__all__ = ["Call", "Evaluation", "Placed", "Root", "Runs", "Sample", "Step", "answered"]
 
 MOST_COLUMNS = 12  # of a basis for one step: its sample, and outputs at it
 TRIED = 48  # steps that a sample is fitted to at the most
 RELATED = 0.05  # the least correlation with what is fitted
 KEPT = 16  # calls that are kept for each of `limit`
+WITNESSED = 256  # samples whose outputs other models may look at
 KNOWN_LENGTHS = 32  # finished schedules that are remembered, to know a run's length beforehand
 CHANGING = 0.02  # of a sample's positions, where fewer are unchanged, none is left out for that
 FEWEST = 64  # positions that a fit needs
@@ -100,6 +101,7 @@ class Evaluation:
 class Step:
     """A distinct sample. depth: how many steps its run had before; times: of these and its own.
     run: its run's number. children: steps that continue it. ended: runs that came by and are over.
+    box: what its positions lie in, once that is known; runs: the number of the `Runs` it is of.
     """
 
     sample: Sample
@@ -111,6 +113,8 @@ class Step:
     evaluations: list[Evaluation] = field(default_factory=list)
     children: int = 0
     ended: int = 0
+    box: tuple[Any, ...] = ()
+    runs: int = 0
 
     def path(self, reach: int = REACH) -> Iterator[Step]:
         """This step and those before it, newest first."""
@@ -160,6 +164,7 @@ class Runs:
     steps: dict[tuple[Any, ...], Step] = field(default_factory=dict)
     records: OrderedDict[int, _Known] = field(default_factory=OrderedDict)
     lengths: OrderedDict[tuple[float, ...], dict[int, int]] = field(default_factory=OrderedDict)
+    number: int = field(default_factory=itertools.count().__next__)
     over: dict[int, Step] = field(default_factory=dict)
     numbers: Iterator[int] = field(default_factory=itertools.count)
     started: int = 0
@@ -186,7 +191,7 @@ class Runs:
         for sample, parent in zip(unknown.values(), parents, strict=True):
             depth = 0 if parent is None else parent.depth + 1
             run = number if parent is None else parent.run
-            found[sample.key] = Step(sample, call.form, parent, depth, run)
+            found[sample.key] = Step(sample, call.form, parent, depth, run, runs=self.number)
         return [
             self._placed(call, found[sample.key], conditions)
             for sample, conditions in zip(call.samples, call.conditions, strict=True)
@@ -295,7 +300,7 @@ class Runs:
         best: list[_Best],
     ) -> None:
         """Fit samples to steps, and keep the best of what is a proof."""
-        pairs = [pair for pair in pairs if any(each.outputs for each in pair[1].evaluations)]
+        pairs = [pair for pair in pairs if len(_columns(pair[1])) > 1]
         if not pairs:
             return
         limits = limits_of(call.dtype)
@@ -459,6 +464,37 @@ class Runs:
                 step.parent = None
 
 
+class _Witnesses:
+    """What all models of the process have answered on a sample: a sampler may use two (guidance by
+    a weaker model), and each of them has seen but its own outputs."""
+
+    def __init__(self) -> None:
+        self.known: OrderedDict[Any, list[tuple[int, tuple[Tensor, ...]]]] = OrderedDict()
+
+    def add(self, step: Step, outputs: tuple[Tensor, ...]) -> None:
+        key = step.form, step.sample.key, step.box
+        known = self.known.setdefault(key, [])
+        known.append((step.runs, outputs))
+        del known[:-MOST_COLUMNS]
+        self.known.move_to_end(key)
+        while len(self.known) > WITNESSED:
+            self.known.popitem(last=False)
+
+    def others(self, step: Step) -> list[tuple[Tensor, ...]]:
+        known = self.known.get((step.form, step.sample.key, step.box), [])
+        return [outputs for runs, outputs in reversed(known) if runs != step.runs]
+
+
+_witnesses = _Witnesses()
+
+
+def answered(evaluation: Evaluation, outputs: tuple[Tensor, ...], box: tuple[Any, ...]) -> None:
+    """Note what a model has answered, now that it was read. box: what the positions lie in."""
+    evaluation.outputs = outputs
+    evaluation.step.box = box
+    _witnesses.add(evaluation.step, outputs)
+
+
 @dataclass(eq=False)
 class _Best:
     """The best proof of where a sample comes from. left: see `provenance.Fit`; sure: whether it
@@ -531,6 +567,7 @@ def _varying(evaluation: Evaluation) -> frozenset[int]:
 def _columns(step: Step) -> list[tuple[Tensor, ...]]:
     """A step's sample, and the outputs at it, for all parts of a sample."""
     outputs = [each.outputs for each in reversed(step.evaluations) if each.outputs is not None]
+    outputs += _witnesses.others(step)
     return [step.sample.values, *outputs[: MOST_COLUMNS - 1]]
 
 

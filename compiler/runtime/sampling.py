@@ -22,7 +22,7 @@ from ...passes.pade.state import StreamInputs, StreamState
 from .digest import named, on_host, parts_of
 from .fingerprint import Fingerprint
 from .provenance import positions
-from .runs import Call, Evaluation, Placed, Root, Runs, Sample
+from .runs import Call, Evaluation, Placed, Root, Runs, Sample, answered
 from .sizes import evaluate, size_of
 from .trajectory import Explicit, Moment, told
 
@@ -57,6 +57,7 @@ class Counters:
 class Record:
     """What a call has left. carried: the state after it; None where that was dropped.
 
+    known: how many residuals there are to predict from. box: what positions lie in.
     values, answers: its samples and the model's outputs at some of their positions, [batch,
     positions] for each part; pending: moments of a computed step. Until `read` they are on their
     device.
@@ -66,8 +67,8 @@ class Record:
     values: list[Tensor]
     answers: list[Tensor]
     pending: list[Tensor]
-    computed: bool
     known: int
+    box: tuple[Any, ...] = ()
     evaluations: list[Evaluation] = field(default_factory=list)
     why_not: str = ""
 
@@ -314,7 +315,7 @@ class PadeGraph:
                     each.step.sample, values=tuple(part[each.index] for part in record.values)
                 )
             if answers:
-                each.outputs = tuple(part[each.index] for part in answers)
+                answered(each, tuple(part[each.index] for part in answers), record.box)
         if pending:
             self._judge(model.counters, record, pending)
         record.values, record.answers, record.pending = [], [], []
@@ -384,9 +385,9 @@ class PadeGraph:
         compute = bool(rules.decide(carried, planned))
         if all(each.repeats for each in placed):
             counters.repeated_steps += 1
-        else:
-            counters.full_steps += compute
-            counters.predicted_steps += not compute
+        counters.full_steps += compute
+        counters.predicted_steps += not compute
+        if not all(each.repeats for each in placed):
             if compute and not planned:
                 why = {each.before.record.why_not for each in placed if each.before is not None}
                 counters.gated_steps += "untrusted" not in why
@@ -449,7 +450,7 @@ class PadeGraph:
         )
         if plan.fresh and plan.carried.known:
             carried = _begun_anew(carried, plan.fresh)
-        values, answers = [], []
+        values, answers, box = [], [], []
         clock = self.state.clock
         for index, answer_index in zip(clock.latents, clock.answers, strict=True):
             latent, answer = inputs[index].detach(), results[answer_index].detach()
@@ -457,10 +458,11 @@ class PadeGraph:
             if place is not None:
                 values.append(latent.flatten(1)[:, place[0]])
                 answers.append(answer.flatten(1)[:, place[1]])
+                box.append(tuple(map(min, latent.shape[1:], answer.shape[1:])))
         if len(answers) < len(clock.latents) or plan.runs.vouched:
             values = answers = []
         pending = [each.moments for each in state] if plan.compute else []
-        return Record(carried, values, answers, pending, plan.compute, int(carried.known))
+        return Record(carried, values, answers, pending, int(carried.known), tuple(box))
 
     def _places(self, latent: Tensor, answer: Tensor) -> tuple[Tensor, Tensor] | None:
         """Positions in a sample and in its output, both flattened; None where they do not fit."""

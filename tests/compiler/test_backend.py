@@ -263,7 +263,7 @@ def test_identical_calls_are_one_step() -> None:
     stats = accel.stats(fast)
     assert stats.predicted_steps > 0
     assert stats.repeated_steps == 6
-    assert stats.full_steps + stats.predicted_steps == 6
+    assert stats.full_steps + stats.predicted_steps == 12
 
 
 def test_another_batch_size_and_back() -> None:
