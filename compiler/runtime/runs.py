@@ -458,10 +458,12 @@ class Runs:
             evaluation.before = None
             if evaluation in step.evaluations:
                 step.evaluations.remove(evaluation)
-            if not step.evaluations and self.steps.pop((step.form, step.sample.key), None):
-                if step.parent is not None:
-                    step.parent.children -= 1
-                step.parent = None
+            if step.evaluations or self.steps.get((step.form, step.sample.key)) is not step:
+                continue
+            del self.steps[step.form, step.sample.key]
+            if step.parent is not None:
+                step.parent.children -= 1
+            step.parent = None
 
 
 class _Witnesses:

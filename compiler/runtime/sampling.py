@@ -19,6 +19,7 @@ from ...passes import PadePass
 from ...passes.pade import StackState, rules
 from ...passes.pade.rules import Carried, CarriedStream
 from ...passes.pade.state import StreamInputs, StreamState
+from .batches import begun_anew, gathered
 from .digest import named, on_host, parts_of
 from .fingerprint import Fingerprint
 from .provenance import positions
@@ -410,7 +411,8 @@ class PadeGraph:
         if len(records) == 1:
             (record,) = records.values()
             whole = [source[1] for source in sources if source is not None]
-            if whole == list(range(len(record.evaluations))) and len(whole) == len(placed):
+            same = whole == list(range(len(record.evaluations))) and len(whole) == len(placed)
+            if same and record.carried is not None:
                 return record.carried, []
         blank = [self._blank(stream, inputs) for stream in self.state.streams]
         begun = rules.begin(self.state.predictor.history, now, blank)
@@ -420,7 +422,12 @@ class PadeGraph:
         if not records or not apart:
             return begun, list(range(len(placed)))
         fresh = [index for index, source in enumerate(sources) if source is None]
-        return _gathered(begun, sources, list(records.values())), fresh
+        parts = [
+            (record.carried, [(place, source[1]) for place, source in enumerate(sources)
+                              if source is not None and source[0] is record])
+            for record in records.values() if record.carried is not None
+        ]  # fmt: skip
+        return gathered(begun, parts), fresh
 
     # Executing and recording
 
@@ -449,7 +456,7 @@ class PadeGraph:
             plan.carried, self.state.predictor, plan.compute, True, plan.now, state
         )
         if plan.fresh and plan.carried.known:
-            carried = _begun_anew(carried, plan.fresh)
+            carried = begun_anew(carried, plan.fresh)
         values, answers, box = [], [], []
         clock = self.state.clock
         for index, answer_index in zip(clock.latents, clock.answers, strict=True):
@@ -553,70 +560,6 @@ def _remaining(placed: Placed, steps: int | None) -> float:
     if steps:
         return max(0.0, 1 - depth / steps)
     return 1.0 if depth == 0 else abs(times[-1] / times[0]) if times[0] else 0.0
-
-
-def _gathered(
-    begun: Carried, sources: Sequence[tuple[Record, int] | None], records: Sequence[Record]
-) -> Carried:
-    """A state put together, sample by sample; samples without a source have nothing in it yet."""
-    parts: list[tuple[Carried, list[int], list[int]]] = []
-    for record in records:
-        pairs = [(place, source[1]) for place, source in enumerate(sources)
-                 if source is not None and source[0] is record]  # fmt: skip
-        assert record.carried is not None
-        parts.append((record.carried, [each for each, _ in pairs], [each for _, each in pairs]))
-
-    def put(blank: Tensor, pick: Callable[[Carried], Tensor], dim: int = 0) -> Tensor:
-        whole = blank.clone()
-        for carried, to, come in parts:
-            taken = pick(carried).index_select(dim, torch.tensor(come, device=blank.device))
-            whole.index_copy_(dim, torch.tensor(to, device=blank.device), taken.to(whole.dtype))
-        return whole
-
-    streams = []
-    for index, stream in enumerate(begun.streams):
-        residuals = tuple(
-            put(blank, lambda c, i=index, a=age: c.streams[i].residuals[a])  # type: ignore[misc]
-            for age, blank in enumerate(stream.residuals)
-        )
-        moments = put(stream.moments, lambda c, i=index: c.streams[i].moments.cpu().double(), 1)  # type: ignore[misc]
-        previous = stream.previous
-        if previous is not None:
-            previous = put(previous, lambda c, i=index: c.streams[i].previous)  # type: ignore[misc]
-        streams.append(CarriedStream(moments, residuals, previous))
-    times = tuple(
-        put(blank, lambda c, a=age: c.times[a])
-        for age, blank in enumerate(begun.times)  # type: ignore[misc]
-    )
-    return Carried(
-        step=max(int(carried.step) for carried, _, _ in parts),
-        last=max(int(carried.last) for carried, _, _ in parts),
-        known=min(int(carried.known) for carried, _, _ in parts),
-        trusted=all(bool(carried.trusted) for carried, _, _ in parts),
-        times=times,
-        streams=tuple(streams),
-    )
-
-
-def _begun_anew(carried: Carried, fresh: Sequence[int]) -> Carried:
-    """With the newest residual of samples that had none as all of their history."""
-
-    def filled(newest: Tensor, older: Tensor) -> Tensor:
-        where = torch.tensor(list(fresh), device=newest.device)
-        return older.index_copy(0, where, newest.index_select(0, where))
-
-    streams = []
-    for stream in carried.streams:
-        first, *older = stream.residuals
-        moments = stream.moments.clone()
-        moments[:, list(fresh)] = 0
-        streams.append(
-            replace(stream, residuals=(first, *(filled(first, each) for each in older)),
-                    moments=moments)
-        )  # fmt: skip
-    now, *earlier = carried.times
-    times = (now, *(filled(now, each) for each in earlier))
-    return replace(carried, streams=tuple(streams), times=times)
 
 
 def graphs_of(parameters: frozenset[int]) -> list[tuple[PadeGraph, _Model]]:
