@@ -22,7 +22,7 @@ class Stats:
         run went on in a second way. siblings: evaluations of a sample beside others (guidance).
     roots: calls without a state to continue, by why. unmatched_calls: those of them that were in a
         run that is known, but not of a branch that is.
-    weight_changes: times that weights were found changed; all runs were then forgotten.
+    weight_changes: times that weights were found changed; all state was then dropped.
     largest_accepted, smallest_refused: what the fit of a sample to its run left, in expected
         rounding errors, where it was taken for a proof and where it was not.
     host_reads: calls for which a device had to be waited for, once each.

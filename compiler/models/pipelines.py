@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -27,53 +28,70 @@ _users: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 class _PipelineRun:
     """One call of a pipeline: what its scheduler says.
 
-    begun: whether the model has been called; step: how often the scheduler has stepped since.
-    times: the run's timesteps; first: the one that it began with.
+    given, times: the scheduler's timesteps, as it holds them and as numbers; first: the index of
+    the run's first. made: how often the scheduler has stepped since. A pipeline may sample several
+    times in one call, with other timesteps or the same again: these are runs one after the other.
     """
 
     pipeline: Any
     scheduler: Any
-    begun: bool = False
-    step: int = 0
+    given: Any = None
     times: list[float] = field(default_factory=list)
+    first: int = 0
+    made: int = 0
+    newest: int = 0
     explicit: list[Explicit] = field(default_factory=list)
 
     def moment(self) -> Moment | None:
         """The step of a call of a model now; None where the scheduler does not say."""
-        if not self.begun:
-            self._begin()
-        if self.step >= len(self.times):
-            return None
-        return Moment(self.step, self.times[self.step])
-
-    def _begin(self) -> None:
         times = getattr(self.scheduler, "timesteps", None)
         if times is None:
-            return
-        self.begun = True
-        times = times.tolist() if isinstance(times, Tensor) else [float(each) for each in times]
+            return None
+        if times is not self.given or self._index() < self.newest:
+            self._begin(times)
+        index = self.newest = self._index()
+        if not self.first <= index < len(self.times):
+            return None
+        return Moment(index - self.first, self.times[index])
+
+    def _index(self) -> int:
+        """Of the timestep that comes next; not all schedulers know it themselves."""
+        known = getattr(self.scheduler, "step_index", None)
+        return self.first + self.made if known is None else int(known)
+
+    def _begin(self, times: Any) -> None:
+        self.given = times
+        self.times = (
+            times.tolist() if isinstance(times, Tensor) else [float(each) for each in times]
+        )
         # Pipelines that begin with a picture leave out the first steps.
         count = getattr(self.pipeline, "_num_timesteps", None)
-        first = len(times) - count if count is not None else self.scheduler.begin_index or 0
-        self._take(times[max(first, 0) :])
-
-    def _take(self, times: list[float]) -> None:
-        self.times = times
+        begun = getattr(self.scheduler, "begin_index", None)
+        if begun is None and count is not None and count <= len(self.times):
+            begun = len(self.times) - count
+        self._start_at(begun or 0)
         for explicit in self.explicit:
-            explicit.steps = len(times)
+            explicit.runs.clear()
+            explicit.kept.clear()
+
+    def _start_at(self, first: int) -> None:
+        self.first = self.newest = first
+        self.made = 0
+        for explicit in self.explicit:
+            explicit.steps = len(self.times) - first
             for runs in explicit.runs.values():
-                runs.steps_known = len(times)
+                runs.steps_known = explicit.steps
 
     def stepped(self, timestep: Any) -> None:
         """The scheduler has made a step at this timestep."""
-        if not self.begun:
+        if self.given is None:
             return
-        if self.step == 0:
+        if self.made == 0 and timestep is not None:
             # Where a run began later than was thought, it shows here.
             time = float(timestep)
-            if time in self.times and time != self.times[0]:
-                self._take(self.times[self.times.index(time) :])
-        self.step += 1
+            if time in self.times and time != self.times[self.first]:
+                self._start_at(self.times.index(time))
+        self.made += 1
 
 
 _run: ContextVar[_PipelineRun | None] = ContextVar("accel_pipeline_run", default=None)
@@ -105,8 +123,6 @@ def accelerate(pipeline: Any, **options: Any) -> Any:
             if hasattr(model, "cache_context"):
                 _name_branches(model)
         _in_place_of(pipeline, "__call__", _call)
-        if not _accelerated(pipeline.scheduler):
-            _in_place_of(pipeline.scheduler, "step", _step)
     return pipeline
 
 
@@ -126,9 +142,6 @@ def release(pipeline: Any) -> Any:
                 del _users[model]
                 model._compiled_call_impl = None
                 model.__dict__.pop("cache_context", None)
-        scheduler = pipeline.scheduler
-        if _accelerated(scheduler):
-            scheduler.__class__ = type(scheduler).__mro__[1]
     return pipeline
 
 
@@ -142,7 +155,7 @@ def _transformers(pipeline: Any) -> dict[str, nn.Module]:
         )
     found = {
         name: each for name, each in components.items()
-        if isinstance(each, nn.Module) and name.startswith("transformer")
+        if isinstance(each, nn.Module) and "transformer" in name
     }  # fmt: skip
     if not found:
         named = ", ".join(
@@ -153,7 +166,7 @@ def _transformers(pipeline: Any) -> dict[str, nn.Module]:
             f"{type(pipeline).__name__} has no transformer; it has {named or 'no models yet'}. "
             "accel skips the block stacks of diffusion transformers"
         )
-    scheduler = components.get("scheduler")
+    scheduler = getattr(pipeline, "scheduler", None)  # not among the components of all
     if not callable(getattr(scheduler, "step", None)) or not hasattr(scheduler, "timesteps"):
         raise AccelError(
             f"{type(pipeline).__name__} has {type(scheduler).__name__} for a scheduler, which has "
@@ -188,12 +201,13 @@ def _call(original: Any) -> Any:
 
 @contextlib.contextmanager
 def _running(pipeline: Any) -> Iterator[None]:
-    if not _accelerated(pipeline.scheduler):  # it is another by now
-        _in_place_of(pipeline.scheduler, "step", _step)
-    run = _PipelineRun(pipeline, pipeline.scheduler)
+    scheduler = pipeline.scheduler
+    run = _PipelineRun(pipeline, scheduler)
     if hasattr(pipeline, "_num_timesteps"):
         pipeline._num_timesteps = None  # of the last call
-    token = _run.set(run)
+    token, own = _run.set(run), "step" not in vars(scheduler)
+    if own:
+        scheduler.step = _Step(scheduler)
     try:
         with contextlib.ExitStack() as stack:
             for model in _transformers(pipeline).values():
@@ -204,19 +218,29 @@ def _running(pipeline: Any) -> Iterator[None]:
             yield
     finally:
         _run.reset(token)
+        if own:
+            del scheduler.step
 
 
-def _step(original: Any) -> Any:
-    @functools.wraps(original)
-    def step(self: Any, model_output: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original(self, model_output, timestep, *args, **kwargs)
+class _Step:
+    """Stands for a scheduler's `step`. In a deep copy of the scheduler (audio beside video has one)
+    it is the copy's."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler = scheduler
+        # Pipelines ask which arguments it has.
+        self.__signature__ = inspect.signature(type(scheduler).step.__get__(scheduler))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        result = type(self.scheduler).step(self.scheduler, *args, **kwargs)
         run = _run.get()
-        # A copy for another stream (audio beside video) steps along; the run's own counts.
-        if run is not None and run.scheduler is self:
-            run.stepped(timestep)
+        if run is not None and run.scheduler is self.scheduler:
+            given = self.__signature__.bind(*args, **kwargs).arguments
+            run.stepped(given.get("timestep"))
         return result
 
-    return step
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Step:
+        return _Step(memo[id(self.scheduler)])
 
 
 def _name_branches(model: Any) -> None:

@@ -51,7 +51,8 @@ class Call:
 
     form: what has to be equal within a run: shapes. conditions: hashes and numbers; clock: which
     of them are values of inputs that may be the time. dtype: the coarsest type that samples and
-    outputs are rounded to. time_error: how far times may be from what they were before they were
+    outputs are rounded to. depth: how many steps its run had before, where the caller says so.
+    time_error: how far times may be from what they were before they were
     rounded: as a part of them, and in all.
     """
 
@@ -60,6 +61,7 @@ class Call:
     conditions: list[tuple[Any, ...]]
     clock: frozenset[int]
     dtype: torch.dtype
+    depth: int | None = None
     time_error: tuple[float, float] = (0.0, 0.0)
 
 
@@ -68,7 +70,7 @@ class Root:
 
     NEW = "nothing that is known explains its sample"
     CONDITIONS = "no call on the step before had the same conditions"
-    DROPPED = "the state of the step before was dropped"
+    DROPPED = "the state of the step before was dropped: for its age or size, or for other weights"
     BLIND = "no input is recognised as the sample, with an output like it"
 
 
@@ -190,6 +192,7 @@ class Runs:
         number = next(self.numbers)
         for sample, parent in zip(unknown.values(), parents, strict=True):
             depth = 0 if parent is None else parent.depth + 1
+            depth = depth if call.depth is None else call.depth
             run = number if parent is None else parent.run
             found[sample.key] = Step(sample, call.form, parent, depth, run, runs=self.number)
         return [
@@ -438,10 +441,10 @@ class Runs:
                         self._drop(key)
             step = parent
 
-    def forget_all(self) -> None:
-        """Drop all runs; what is known of their lengths stays."""
-        for key in list(self.records):
-            self._drop(key)
+    def drop_states(self) -> None:
+        """Drop all state; what steps are made of stays known."""
+        for known in self.records.values():
+            known.record.carried = None
 
     def _forget(self) -> None:
         """Drop what is used least: calls that nothing continued, with what led to them alone."""

@@ -25,7 +25,7 @@ from .fingerprint import Fingerprint
 from .provenance import positions
 from .runs import Call, Evaluation, Placed, Root, Runs, Sample, answered
 from .sizes import evaluate, size_of
-from .trajectory import Explicit, Moment, told
+from .trajectory import Explicit, Moment, told, vouched
 
 __all__ = ["Counters", "PadeGraph", "graphs_of", "state_bytes"]
 
@@ -34,6 +34,7 @@ HELD = 2**16  # bytes of a tensor up to which it is read at every call, whatever
 REMEMBERED = 64  # hashes of larger tensors
 SHARE = 20  # one part of a device's memory that state may take
 
+Places = tuple[Tensor, Tensor, torch.Size]  # in a sample, in its output, and that one's shape
 _numbers = itertools.count()
 _graphs: weakref.WeakSet[PadeGraph] = weakref.WeakSet()
 
@@ -104,6 +105,7 @@ class _Model:
 class _Seen:
     """What was read of a call, on the CPU. values: of each part, [batch, positions]. keys: hashes
     of each sample; conditions: one entry for all samples or one for each. left: of earlier calls.
+    depth: how many steps the run had before, where that was said.
     """
 
     values: list[Tensor]
@@ -111,6 +113,7 @@ class _Seen:
     times: list[Tensor]
     conditions: list[list[Any]]
     left: list[tuple[Record, list[Tensor]]]
+    depth: int | None = None
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,7 @@ class PadeGraph:
         self.lock = threading.Lock()
         self.symbols = symbols
         self.owned = tuple(owned)
-        self.places: dict[Any, tuple[Tensor, Tensor] | None] = {}
+        self.places: dict[Any, Places | None] = {}
         _graphs.add(self)
 
     def __call__(self, *inputs: Any) -> tuple[Any, ...]:
@@ -172,11 +175,11 @@ class PadeGraph:
         else:
             seen = self._read(model, unread, inputs)
         if said is not None and said.branch is not None:
-            seen.conditions = [[said.branch]]
+            seen.conditions = []  # the name says it
         with self.lock:
             for record, read in seen.left:
                 self._take_in(model, record, read)
-            runs = model.runs if said is None else self._vouched(said.run)
+            runs = model.runs if said is None else self._vouched(said.run, said.branch)
             plan = self._plan(model, runs, inputs, seen)
         packed = self.state.pack(torch.tensor(plan.compute), plan.streams)
         results = self.function(*inputs, *packed)
@@ -213,18 +216,21 @@ class PadeGraph:
             # What was computed by other weights is no history of what these compute.
             model.counters.weight_changes += 1
             model.weights = Fingerprint.of(weights)
-            model.runs.forget_all()
-            model.unread.clear()
+            model.runs.drop_states()
+            for said in vouched(self.number):
+                said.drop_states()
         return model
 
-    def _vouched(self, explicit: Explicit) -> Runs:
-        if self.number not in explicit.runs:
+    def _vouched(self, explicit: Explicit, branch: str | None) -> Runs:
+        """The runs of an explicit one: each named branch has its own."""
+        key = self.number, branch
+        if key not in explicit.runs:
             if explicit.steps is not None and explicit.where is None:
                 self.schedule.check(explicit.steps)
-            explicit.runs[self.number] = Runs(
+            explicit.runs[key] = Runs(
                 limit=self.options.max_runs, vouched=True, steps_known=explicit.steps
             )
-        return explicit.runs[self.number]
+        return explicit.runs[key]
 
     # What a call says
 
@@ -285,7 +291,7 @@ class PadeGraph:
         conditions = [[_place(each) if isinstance(each, Tensor) else each] for each in values]
         time = torch.tensor([moment.time], dtype=torch.float64)
         keys = [f"{moment.step} {index}".encode() for index in range(batch)]
-        return _Seen([], keys, [time], conditions, [])
+        return _Seen([], keys, [time], conditions, [], moment.step)
 
     def _remembered(self, model: _Model, tensor: Tensor) -> list[bytes] | None:
         """Hashes of a large tensor that is unchanged, as far as torch counts."""
@@ -367,6 +373,7 @@ class PadeGraph:
             conditions,
             frozenset(range(first, first + len(times))),
             _coarsest([each.dtype for each in latents]),
+            seen.depth,
             max(map(_rounded, seen.times), default=(0.0, 0.0)),
         )
 
@@ -471,9 +478,12 @@ class PadeGraph:
         pending = [each.moments for each in state] if plan.compute else []
         return Record(carried, values, answers, pending, int(carried.known), tuple(box))
 
-    def _places(self, latent: Tensor, answer: Tensor) -> tuple[Tensor, Tensor] | None:
+    def _places(self, latent: Tensor, answer: Tensor) -> Places | None:
         """Positions in a sample and in its output, both flattened; None where they do not fit."""
         form = _form(latent)
+        known = self.places.get(form)
+        if known is not None and known[2] != answer.shape:
+            return None  # results of other sizes are not those that were looked at
         if form not in self.places:
             box = [min(one, other) for one, other in zip(latent.shape[1:], answer.shape[1:],
                                                          strict=False)]  # fmt: skip
@@ -486,6 +496,7 @@ class PadeGraph:
                 self.places[form] = (
                     _flat(chosen, latent.shape[1:]).to(latent.device),
                     _flat(chosen, answer.shape[1:]).to(answer.device),
+                    answer.shape,
                 )
         return self.places[form]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .runs import Runs
 
-__all__ = ["Explicit", "Moment", "Told", "enclosing", "enter_explicit", "told"]
+__all__ = ["Explicit", "Moment", "Told", "enclosing", "enter_explicit", "told", "vouched"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Explicit:
     branch: str | None = None
     where: Callable[[], Moment | None] | None = None
     named: Callable[[], str | None] | None = None
-    runs: dict[int, Runs] = field(default_factory=dict)
+    runs: dict[tuple[int, str | None], Runs] = field(default_factory=dict)
     kept: dict[int, list[Tensor]] = field(default_factory=dict)
 
     def keep(self, step: int, tensors: Sequence[Tensor]) -> None:
@@ -78,6 +78,12 @@ def told(parameter: int) -> Told | None:
         if explicit.branch is None or explicit.steps is not None:
             return Told(explicit, branch, None)
     return None
+
+
+def vouched(graph: int) -> Iterator[Runs]:
+    """All runs of a graph that are vouched for here."""
+    for explicit in _explicit.get():
+        yield from (runs for (number, _), runs in explicit.runs.items() if number == graph)
 
 
 def enclosing(parameters: frozenset[int]) -> Explicit | None:

@@ -73,7 +73,9 @@ def flux_pipeline() -> Any:
     return pipeline
 
 
-def flux(pipeline: Any, *, size: int = 16, guided: bool = False, prompt: int = 0) -> Tensor:
+def flux(
+    pipeline: Any, *, size: int = 16, guided: bool = False, prompt: int = 0, **more: Any
+) -> Tensor:
     generator = torch.Generator().manual_seed(7 + prompt)
     embeddings = [torch.randn(1, *shape, generator=generator) for shape in ((6, 32), (16,)) * 2]
     negative: dict[str, Any] = {}
@@ -92,6 +94,7 @@ def flux(pipeline: Any, *, size: int = 16, guided: bool = False, prompt: int = 0
         num_inference_steps=STEPS,
         generator=torch.Generator().manual_seed(0),
         output_type="latent",
+        **more,
     ).images
 
 
