@@ -33,7 +33,7 @@ KEPT = 16  # calls that are kept for each of `limit`
 WITNESSED = 256  # samples whose outputs other models may look at
 KNOWN_LENGTHS = 32  # finished schedules that are remembered, to know a run's length beforehand
 CHANGING = 0.02  # of a sample's positions, where fewer are unchanged, none is left out for that
-FEWEST = 64  # positions that a fit needs
+FEWEST = 4  # positions that a fit needs beyond three for two columns
 
 
 @dataclass(frozen=True)
@@ -318,7 +318,7 @@ class Runs:
             result = fit(target, basis, newest, rounding(call.dtype), same)
             # A part may stay what it is: a picture that is shown to the model at every step.
             still = same.all(1)
-            enough = (~same).sum(1) >= min(FEWEST, same.shape[1])
+            enough = (~same).sum(1) >= 1.5 * basis.shape[-1] + FEWEST
             proven &= still | (result.proves(limits) & enough)
             moved |= ~still
             left = torch.maximum(left, torch.where(still, 0.0, result.left))

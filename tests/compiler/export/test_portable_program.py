@@ -183,6 +183,15 @@ def changed(name: str, key: str, value: Any) -> Callable[[Records], None]:
     return change
 
 
+def twice(name: str, key: str) -> Callable[[Records], None]:
+    def change(records: Records) -> None:
+        data = json.loads(records[f"archive/{name}"])
+        data[key] *= 2
+        records[f"archive/{name}"] = json.dumps(data).encode()
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -191,7 +200,8 @@ def changed(name: str, key: str, value: Any) -> Callable[[Records], None]:
         (changed("models/model.json", "graph_module", {}), "can't load it"),
         (lambda records: records.pop("archive/models/model.json"), "can't load it"),
         (lambda records: records.pop("archive/data/weights/weight_0"), "can't load it"),
-        (changed("extra/accel_manifest.json", "outputs", []), r"outputs, not those of its mani"),
+        (changed("extra/accel_manifest.json", "outputs", []), "samples without outputs of their"),
+        (twice("extra/accel_manifest.json", "outputs"), r"outputs, not those of its mani"),
         (changed("extra/accel_manifest.json", "machine", {"device": "cuda"}), "CUDA device"),
     ],
 )  # fmt: skip
