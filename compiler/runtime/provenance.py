@@ -20,6 +20,7 @@ __all__ = ["Fit", "Limits", "fit", "limits_of", "positions", "rounding"]
 
 REACH = 3  # steps back that a sampler's formula is taken to use
 ROUNDED = 0.21  # root mean square of a rounding error, in the type's machine epsilons
+FINE = 1e-6  # the relative rounding error below which a type counts as fine
 RIDGE = 1e-13  # of the Gram matrix's diagonal: columns may be equal, or empty
 
 
@@ -85,12 +86,15 @@ def fit(target: Tensor, basis: Tensor, newest: Tensor, error: float, unused: Ten
     typical = target.square().mean(1, keepdim=True).sqrt() + 1e-300
     used = (~unused).double()
     # First as if rounding were all that the target's elements differ in, and some for the rest.
-    factors = _solved(columns, target, used / (own + 0.05 * typical))
-    for _ in range(2):
-        spread = ((columns * factors[:, None, :]).square()).sum(-1)
+    weight = used / (own + 0.05 * typical)
+    factors = _solved(columns, target, weight)
+    # What a fine type leaves of another run is so much more that this is enough to tell.
+    for again in range(1 if error < FINE else 3):
+        if again:
+            factors = _solved(columns, target, weight)
+        spread = (columns * factors[:, None, :]).square().sum(-1)
         expected = error * ((own.square() + spread).sqrt() + 1e-3 * typical)
         weight = used / expected
-        factors = _solved(columns, target, weight)
     older = torch.where(newest[:, None, :], 0.0, columns)
     without = _solved(older, target, weight)
     return Fit(_left(columns, factors, target, weight), _left(older, without, target, weight))

@@ -12,6 +12,7 @@ itself, from its last two steps; in doubt there is no state, and the call is com
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -395,7 +396,7 @@ class Runs:
         began at the same times, or by its times."""
         if self.steps_known is not None:
             return self.steps_known
-        estimate = estimate_steps(placed.times, *placed.error)
+        estimate = _estimated(placed.times, *placed.error)
         step = placed.step
         others = self.lengths.get(placed.times[:2], {})
         known = max((length for run, length in others.items() if run != step.run), default=0)
@@ -525,6 +526,9 @@ class _Known:
     continued: bool = False
 
 
+_estimated = functools.lru_cache(maxsize=256)(estimate_steps)
+
+
 def _times(
     parent: Step | None, link: Evaluation | None, conditions: tuple[Any, ...],
     clock: frozenset[int],
@@ -589,9 +593,11 @@ def _basis(steps: Sequence[Step], part: int) -> tuple[Tensor, Tensor]:
         marks.append(newest)
     width = max(map(len, bases))
     nothing = torch.zeros_like(bases[0][0])
-    filled = [torch.stack([*each, *[nothing] * (width - len(each))], -1) for each in bases]
+    # One stack for all: there may be hundreds of small ones.
+    flat = [each for columns in bases for each in [*columns, *[nothing] * (width - len(columns))]]
+    filled = torch.stack(flat).double().view(len(bases), width, len(nothing))
     padded = [[*each, *[False] * (width - len(each))] for each in marks]
-    return torch.stack(filled).double(), torch.tensor(padded)
+    return filled.mT, torch.tensor(padded)
 
 
 def _unit(values: Tensor) -> Tensor:

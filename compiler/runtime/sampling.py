@@ -29,7 +29,7 @@ from .trajectory import Explicit, Moment, told, vouched
 
 __all__ = ["Counters", "PadeGraph", "graphs_of", "state_bytes"]
 
-MOST, FEWEST, TOGETHER = 2048, 256, 8192  # positions of a sample that are fitted, and of a batch
+MOST, FEWEST, TOGETHER = 2048, 128, 8192  # positions of a sample that are fitted, and of a batch
 HELD = 2**16  # bytes of a tensor up to which it is read at every call, whatever torch counts
 REMEMBERED = 64  # hashes of larger tensors
 SHARE = 20  # one part of a device's memory that state may take
@@ -386,10 +386,9 @@ class PadeGraph:
         now = rules.sample_times(seen.times, self._size(self.state.batch, inputs))
         carried, fresh = self._carried(placed, now, inputs)
         planned = bool(fresh) or any(
-            self.schedule.computes(step, last - 1, steps)
-            for step, last, steps in {(each.step.depth, _last(each), runs.length(each))
-                                      for each in placed}
-        )  # fmt: skip
+            self.schedule.computes(each.step.depth, _last(each) - 1, runs.length(each))
+            for each in _alike(placed)
+        )
         compute = bool(rules.decide(carried, planned))
         if all(each.repeats for each in placed):
             counters.repeated_steps += 1
@@ -515,7 +514,7 @@ class PadeGraph:
 
     def _release(self, plan: _Plan, record: Record) -> None:
         """Forget runs that are over; a step after all would be computed."""
-        ends = [plan.runs.is_over(each) for each in plan.placed]
+        ends = [plan.runs.is_over(each) for each in _alike(plan.placed)]
         if all(over for over, _ in ends):
             for step in {each.step for each in record.evaluations}:
                 plan.runs.end(step, all(certain for _, certain in ends))
@@ -554,6 +553,15 @@ def _flat(places: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
     for place, size in zip(places, shape, strict=True):
         flat = flat * size + place
     return flat
+
+
+def _alike(placed: Sequence[Placed]) -> list[Placed]:
+    """One of those that are at the same point of a run."""
+    return list(
+        {
+            (each.step.run, each.step.depth, each.times, _last(each)): each for each in placed
+        }.values()
+    )
 
 
 def _source(placed: Placed) -> tuple[Record, int] | None:
