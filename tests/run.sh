@@ -34,7 +34,8 @@ core)
         tests/passes/graph tests/passes/test_blocks.py tests/passes/zipar tests/passes/pade \
         tests/passes/codebook/test_{rows,single_query}.py --deselect \
         tests/passes/graph/test_facts.py::test_facts_of_all_of_torchs_operators \
-        tests/compiler/test_{options,pipeline}.py tests/compiler/runtime/test_{sizes,trajectory}.py \
+        tests/compiler/test_{options,pipeline}.py \
+        tests/compiler/runtime/test_{digest,provenance,runs,sizes}.py \
         tests/compiler/export/test_{paths,trial}.py tests/compiler/models/zipar/test_sampling.py "$@"
     ;;
 newest)
