@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Fit", "Limits", "fit", "limits_of", "positions", "rounding"]
+__all__ = ["FINE", "Fit", "Limits", "fit", "limits_of", "positions", "rounding"]
 
 REACH = 3  # steps back that a sampler's formula is taken to use
 ROUNDED = 0.21  # root mean square of a rounding error, in the type's machine epsilons
@@ -50,10 +50,10 @@ def limits_of(dtype: torch.dtype) -> Limits:
     In float32 a sampler's own arithmetic leaves up to 36 roundings, other runs and forks of the
     same one 850 and more. In bfloat16 and float16 a run's own leave 0.8 to 1.7 (Heun's method more:
     it is not recognised), and others 8 and more, but for forks that differ by hardly more than the
-    rounding; so there what leaves more than 1.2 is compared with all else, and the best taken.
+    rounding; so there what leaves more than 0.9 is compared with all else, and the best taken.
     """
     if torch.finfo(dtype).eps > 1e-5:
-        return Limits(unexplained=2.0, needed=1.1, sure=1.2)
+        return Limits(unexplained=2.0, needed=1.1, sure=0.9)
     return Limits(unexplained=200.0, needed=10.0, sure=200.0)
 
 

@@ -23,12 +23,13 @@ import torch
 from torch import Tensor
 
 from ...passes.pade.schedule import estimate_steps, fits_times
-from .provenance import REACH, fit, limits_of, rounding
+from .provenance import FINE, REACH, fit, limits_of, rounding
 
 __all__ = ["Call", "Evaluation", "Placed", "Root", "Runs", "Sample", "Step", "answered"]
 
 MOST_COLUMNS = 12  # of a basis for one step: its sample, and outputs at it
 TRIED = 48  # steps that a sample is fitted to at the most
+RIVAL = 1.3  # how much more than a rival's a proof may leave
 RELATED = 0.05  # the least correlation with what is fitted
 KEPT = 16  # calls that are kept for each of `limit`
 WITNESSED = 256  # samples whose outputs other models may look at
@@ -251,7 +252,7 @@ class Runs:
             if newest is None or newest.form != call.form or len(newest.distinct) != len(samples):
                 return [None] * len(samples)
             return list(newest.distinct)
-        best = [_Best() for _ in samples]
+        best, coarse = [_Best() for _ in samples], rounding(call.dtype) > FINE
         if not samples[0].values:  # the first call of a form, or one whose sample is not known
             return [None] * len(samples)
         # Mostly a call continues one of the last; its samples are in the same order.
@@ -270,6 +271,9 @@ class Runs:
         if open_ones:
             self._try(call, samples, self._related(call, samples, open_ones, tried), best)
         for each in best:
+            # In coarse types what comes before a step may explain as much; then nothing is proven.
+            if coarse and each.rival < RIVAL * each.left:
+                each.step = None
             if each.step is not None:
                 self.largest_accepted = max(self.largest_accepted, each.left)
         return [each.step for each in best]
@@ -329,6 +333,8 @@ class Runs:
                 self.smallest_refused = min(self.smallest_refused, rest)
             elif proof:  # else it is explained by what came before that step
                 best[index].take(step, rest, limits.sure)
+            else:
+                best[index].rival = min(best[index].rival, rest)
 
     # What is known
 
@@ -504,11 +510,13 @@ def answered(evaluation: Evaluation, outputs: tuple[Tensor, ...], box: tuple[Any
 @dataclass(eq=False)
 class _Best:
     """The best proof of where a sample comes from. left: see `provenance.Fit`; sure: whether it
-    need not be compared with others."""
+    need not be compared with others. rival: what is left by the best step that explains the sample
+    without its outputs being needed."""
 
     step: Step | None = None
     left: float = float("inf")
     sure: bool = False
+    rival: float = float("inf")
 
     def take(self, step: Step, left: float, sure: float) -> None:
         if left < self.left:
