@@ -3,8 +3,8 @@
 Every deterministic sampler makes the next sample as a linear combination of its run's earlier
 samples and of the model's outputs at them, those of both branches of guidance. So a least-squares
 fit at some positions of the sample proves that a call continues a step: its own run's leave only
-rounding, another's leave far more. The idea and its measurement are ours; the figures by scheduler,
-guidance and type are in `examples/runs/results`.
+rounding, another's leave far more. The idea and its measurement are ours:
+`python -m accel.examples.runs.recognition` makes the figures by scheduler, guidance and type.
 """
 
 from __future__ import annotations
@@ -47,14 +47,17 @@ def rounding(dtype: torch.dtype) -> float:
 def limits_of(dtype: torch.dtype) -> Limits:
     """Limits by the coarsest type that a sampler rounds to.
 
-    In float32 a sampler's own arithmetic leaves up to 36 roundings, other runs and forks of the
-    same one 850 and more. In bfloat16 and float16 a run's own leave 0.8 to 1.7 (Heun's method more:
-    it is not recognised), and others 8 and more, but for forks that differ by hardly more than the
-    rounding; so there what leaves more than 0.9 is compared with all else, and the best taken.
+    In float32 a sampler's own arithmetic leaves up to 36 roundings (flow Heun; else up to 8), other
+    runs and forks mostly 850 and more: only EDM's first and last steps hardly differ. In bfloat16
+    and float16 a run's own leave 0.8 to 1.7 (Heun's method more: it is not recognised), and others
+    8 and more, but for forks that differ by hardly more than the rounding. So what leaves more than
+    `sure` is compared with all else, and the best taken. In coarse types a smooth run's newest
+    output adds less than the rounding, too; but whatever the rounding is, an output that a sample
+    was not made of takes off one part in a thousand of what is left, not a tenth.
     """
     if torch.finfo(dtype).eps > 1e-5:
         return Limits(unexplained=2.0, needed=1.1, sure=0.9)
-    return Limits(unexplained=200.0, needed=10.0, sure=200.0)
+    return Limits(unexplained=60.0, needed=10.0, sure=3.0)
 
 
 @dataclass(frozen=True)
