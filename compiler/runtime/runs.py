@@ -106,6 +106,7 @@ class Step:
     """A distinct sample. depth: how many steps its run had before; times: of these and its own.
     run: its run's number. children: steps that continue it. ended: runs that came by and are over.
     box: what its positions lie in, once that is known; runs: the number of the `Runs` it is of.
+    doubted: whether it may have been the origin of a sample for which that could not be told.
     """
 
     sample: Sample
@@ -119,6 +120,7 @@ class Step:
     ended: int = 0
     box: tuple[Any, ...] = ()
     runs: int = 0
+    doubted: bool = False
 
     def path(self, reach: int = REACH) -> Iterator[Step]:
         """This step and those before it, newest first."""
@@ -271,8 +273,10 @@ class Runs:
         if open_ones:
             self._try(call, samples, self._related(call, samples, open_ones, tried), best)
         for each in best:
-            # In coarse types what comes before a step may explain as much; then nothing is proven.
-            if coarse and each.rival < RIVAL * each.left:
+            if coarse and each.step is not None and each.doubtful():
+                # Where a run is broken off, what it came from must not be taken up again later.
+                for step in (each.step, *(rival for rival, _ in each.rivals)):
+                    step.doubted = True
                 each.step = None
             if each.step is not None:
                 self.largest_accepted = max(self.largest_accepted, each.left)
@@ -334,7 +338,7 @@ class Runs:
             elif proof:  # else it is explained by what came before that step
                 best[index].take(step, rest, limits.sure)
             else:
-                best[index].rival = min(best[index].rival, rest)
+                best[index].rivals.append((step, rest))
 
     # What is known
 
@@ -510,17 +514,26 @@ def answered(evaluation: Evaluation, outputs: tuple[Tensor, ...], box: tuple[Any
 @dataclass(eq=False)
 class _Best:
     """The best proof of where a sample comes from. left: see `provenance.Fit`; sure: whether it
-    need not be compared with others. rival: what is left by the best step that explains the sample
-    without its outputs being needed."""
+    need not be compared with others. rivals: steps that explain the sample, but without their
+    outputs being needed, and what they leave."""
 
     step: Step | None = None
     left: float = float("inf")
     sure: bool = False
-    rival: float = float("inf")
+    rivals: list[tuple[Step, float]] = field(default_factory=list)
 
     def take(self, step: Step, left: float, sure: float) -> None:
         if left < self.left:
             self.step, self.left, self.sure = step, left, left <= sure
+
+    def doubtful(self) -> bool:
+        """Whether a rival may be the origin. In coarse types rounding hides what a smooth run's
+        newest output adds: its step explains the sample, unproven, and one before it seems to be
+        the origin."""
+        assert self.step is not None
+        return self.step.doubted or any(
+            left < RIVAL * self.left or self.step in rival.path() for rival, left in self.rivals
+        )
 
 
 @dataclass(eq=False)
