@@ -102,7 +102,7 @@ def accel_backend(
     owner = next(iter([*lasting, *owned]), None)
     # What was added last is handed over last.
     for added in reversed(program.added):
-        function = _filled(function, added, program, parsed, lasting)
+        function = _filled(function, added, program, parsed, lasting or owned[:1])
     calls = sum(node.op.startswith("call") for node in module.graph.nodes)
     return CompiledGraph(function, calls, results, parsed, owner)
 

@@ -21,8 +21,8 @@ from .lowering.partitions import partitions
 from .lowering.table import CANNOT
 from .options import Options, parse_options
 from .pipeline import rewrite
-from .runtime.runs import Root
 from .runtime.sampling import graphs_of, state_bytes
+from .runtime.steps import Root
 from .runtime.tables import drop_tables
 from .runtime.trajectory import Explicit, enclosing, enter_explicit
 from .stats import Stats
@@ -199,14 +199,14 @@ def stats(compiled: Any) -> Stats:
         untrusted_steps=total("untrusted_steps"),
         gated_steps=total("gated_steps"),
         nonfinite_steps=total("nonfinite_steps"),
-        runs=sum(each.started for each in runs),
-        forks=sum(each.forks for each in runs),
-        siblings=sum(each.siblings for each in runs),
+        runs=sum(each.counts.started for each in runs),
+        forks=sum(each.counts.forks for each in runs),
+        siblings=sum(each.counts.siblings for each in runs),
         roots=roots,
-        unmatched_calls=sum(count for why, count in roots.items() if why != Root.NEW),
+        unmatched_calls=roots.get(Root.CONDITIONS, 0),
         weight_changes=total("weight_changes"),
-        largest_accepted=max((each.largest_accepted for each in runs), default=0.0),
-        smallest_refused=min((each.smallest_refused for each in runs), default=math.inf),
+        largest_accepted=max((each.counts.largest_accepted for each in runs), default=0.0),
+        smallest_refused=min((each.counts.smallest_refused for each in runs), default=math.inf),
         host_reads=total("host_reads"),
         recompiles=len(graphs) - len({graph.frame for graph in graphs}),
         state_bytes=sum(state_bytes(each) for each in runs),

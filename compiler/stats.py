@@ -18,10 +18,11 @@ class Stats:
     untrusted_steps: computed because the history was not finite or the error above `max_error`.
     gated_steps: computed because the gate said so.
     nonfinite_steps: computed steps with NaN or Inf in the residual; kept out of the history.
-    runs: sampling runs begun, by samples that nothing known explains. forks: steps from which a
-        run went on in a second way. siblings: evaluations of a sample beside others (guidance).
+    runs: sampling runs begun: samples that nothing known explains, or first calls of explicit runs
+        and of each of their named branches. forks: steps from which a run went on in a second way.
+        siblings: evaluations of a sample beside others (guidance).
     roots: calls without a state to continue, by why. unmatched_calls: those of them that were in a
-        run that is known, but not of a branch that is.
+        run that is known, but in no branch that is.
     weight_changes: times that weights were found changed; all state was then dropped.
     largest_accepted, smallest_refused: what the fit of a sample to its run left, in expected
         rounding errors, where it was taken for a proof and where it was not.

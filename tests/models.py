@@ -65,8 +65,8 @@ def without_blocks(model: nn.Module) -> Iterator[None]:
 
     changed = []
     for graph, _ in graphs:
-        parts: Any = dict(graph.function.named_children())  # type: ignore[attr-defined]
-        for name, blocks in parts.items():
+        module: Any = graph.function  # what "eager" gives is the graph's module itself
+        for name, blocks in module.named_children():
             if name.startswith("accel_blocks"):
                 changed.append((blocks, blocks.forward))
                 blocks.forward = forbidden

@@ -9,7 +9,7 @@ from __future__ import annotations
 import accel
 import pytest
 import torch
-from accel.compiler.runtime.runs import Root
+from accel.compiler.runtime.steps import Root
 from accel.tests.models import without_blocks
 from accel.tests.zoo import ENTRIES, TIME_INDEPENDENT
 from accel.tests.zoo.parts import next_inputs, step_inputs, tensors

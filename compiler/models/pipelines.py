@@ -7,7 +7,7 @@ import functools
 import inspect
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +21,15 @@ from ..runtime.trajectory import Explicit, Moment, enter_explicit
 __all__ = ["accelerate", "release"]
 
 _lock = threading.Lock()
-_users: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+_users: weakref.WeakKeyDictionary[nn.Module, _Users] = weakref.WeakKeyDictionary()
+
+
+@dataclass
+class _Users:
+    """Of a model: how many accelerated pipelines share it, and how it was called before."""
+
+    count: int
+    before: Any
 
 
 @dataclass(eq=False)
@@ -112,17 +120,23 @@ def accelerate(pipeline: Any, **options: Any) -> Any:
     unknown options; the pipeline is then as it was.
     """
     parse_options(options)
-    models = _transformers(pipeline)
+    models = _checked(pipeline)
     if _accelerated(pipeline):
         release(pipeline)
     with _lock:
-        for model in models.values():
-            _users[model] = _users.get(model, 0) + 1
-            model._compiled_call_impl = None
+        for model in models:
+            _users.setdefault(model, _Users(0, model._compiled_call_impl)).count += 1
             model.compile(backend="accel", options=options)
             if hasattr(model, "cache_context"):
                 _name_branches(model)
-        _in_place_of(pipeline, "__call__", _call)
+        # A class of its own, in which one method is another.
+        kind = type(pipeline)
+        own = {
+            "__call__": _call(kind.__call__), "accel_models": [weakref.ref(m) for m in models],
+            "__module__": kind.__module__, "__qualname__": kind.__qualname__,
+            "__doc__": kind.__doc__,
+        }  # fmt: skip
+        pipeline.__class__ = type(kind.__name__, (kind,), own)
     return pipeline
 
 
@@ -135,28 +149,38 @@ def release(pipeline: Any) -> Any:
     if not _accelerated(pipeline):
         raise AccelError(f"{type(pipeline).__name__} is not accelerated; nothing to release")
     with _lock:
+        # Those that were compiled, whatever the pipeline has by now.
+        models = [each() for each in type(pipeline).accel_models]
         pipeline.__class__ = type(pipeline).__mro__[1]
-        for model in _transformers(pipeline).values():
-            _users[model] = _users.get(model, 1) - 1
-            if _users[model] <= 0:
+        for model in models:
+            users = None if model is None else _users.get(model)
+            if model is None or users is None:
+                continue
+            users.count -= 1
+            if not users.count:
                 del _users[model]
-                model._compiled_call_impl = None
+                model._compiled_call_impl = users.before
                 model.__dict__.pop("cache_context", None)
     return pipeline
 
 
-def _transformers(pipeline: Any) -> dict[str, nn.Module]:
+def _transformers(components: Mapping[str, Any]) -> list[nn.Module]:
     """The models that a pipeline samples with."""
+    return [
+        each for name, each in components.items()
+        if isinstance(each, nn.Module) and "transformer" in name
+    ]  # fmt: skip
+
+
+def _checked(pipeline: Any) -> list[nn.Module]:
+    """The models of a pipeline that can be served; AccelError for another."""
     components = getattr(pipeline, "components", None)
     if not isinstance(components, dict):
         raise AccelError(
             f"expected a pipeline of diffusers, with components, got {type(pipeline).__name__}; "
             'compile a model by itself with torch.compile(model, backend="accel")'
         )
-    found = {
-        name: each for name, each in components.items()
-        if isinstance(each, nn.Module) and "transformer" in name
-    }  # fmt: skip
+    found = _transformers(components)
     if not found:
         named = ", ".join(
             f"{name}: {type(each).__name__}" for name, each in components.items()
@@ -176,18 +200,8 @@ def _transformers(pipeline: Any) -> dict[str, nn.Module]:
     return found
 
 
-def _accelerated(owner: Any) -> bool:
-    return "accel_accelerated" in vars(type(owner))
-
-
-def _in_place_of(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
-    """Give an object a class of its own, in which one method is another. Copies keep it."""
-    kind = type(owner)
-    body = {
-        name: make(getattr(kind, name)), "accel_accelerated": True,
-        "__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__,
-    }  # fmt: skip
-    owner.__class__ = type(kind.__name__, (kind,), body)
+def _accelerated(pipeline: Any) -> bool:
+    return "accel_models" in vars(type(pipeline))
 
 
 def _call(original: Any) -> Any:
@@ -210,7 +224,7 @@ def _running(pipeline: Any) -> Iterator[None]:
         scheduler.step = _Step(scheduler)
     try:
         with contextlib.ExitStack() as stack:
-            for model in _transformers(pipeline).values():
+            for model in _transformers(pipeline.components):
                 tensors = frozenset(map(id, [*model.parameters(), *model.buffers()]))
                 explicit = Explicit(tensors, where=run.moment, named=_branch.get)
                 run.explicit.append(explicit)

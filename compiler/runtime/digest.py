@@ -10,7 +10,17 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["digest", "digests", "mixed", "named", "on_host", "packed", "parts_of"]
+__all__ = [
+    "Later",
+    "at_hand",
+    "digest",
+    "digests",
+    "mixed",
+    "named",
+    "on_host",
+    "packed",
+    "parts_of",
+]
 
 # Of splitmix64, a well-known mixing function; as signed numbers, as torch has no others.
 _STEP = 0x9E3779B97F4A7C15 - 2**64
@@ -101,6 +111,27 @@ def on_host(tensors: Sequence[Tensor]) -> list[Tensor]:
         for index, values in zip(places, apart(together.cpu()), strict=True):
             found[index] = values
     return found
+
+
+def at_hand(tensors: Sequence[Tensor]) -> bool:
+    """Whether all of them are on the CPU."""
+    return all(each.device.type == "cpu" for each in tensors)
+
+
+class Later:
+    """Copies of tensors on the CPU that nothing waits for; to be read once they are `ready`."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.copies = [each.detach().to("cpu", non_blocking=True) for each in tensors]
+        self.done = []
+        for device in {each.device for each in tensors if each.device.type != "cpu"}:
+            event = torch.Event(device)
+            event.record(torch.accelerator.current_stream(device))
+            self.done.append(event)
+
+    def ready(self) -> bool:
+        """Whether the devices have come to all of them."""
+        return all(event.query() for event in self.done)
 
 
 def packed(tensors: Sequence[Tensor]) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:

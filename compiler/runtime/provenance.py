@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["FINE", "Fit", "Limits", "fit", "limits_of", "positions", "rounding"]
+__all__ = ["FINE", "Fit", "Limits", "fit", "flattened", "limits_of", "positions", "rounding"]
 
 REACH = 3  # steps back that a sampler's formula is taken to use
 ROUNDED = 0.21  # root mean square of a rounding error, in the type's machine epsilons
@@ -126,9 +126,17 @@ def positions(box: Sequence[int], wanted: int) -> list[Tensor]:
     them, where these are fewer. An entry for each dimension."""
     count = math.prod(box)
     generator = torch.Generator().manual_seed(count)
-    chosen = (
-        torch.randperm(count, generator=generator)[:wanted]
-        if count <= 2**20
-        else (torch.randint(count, (wanted,), generator=generator))
-    )
+    # Of many, a few twice do no harm.
+    few = count <= 2**20
+    chosen = torch.randperm(count, generator=generator)[:wanted] if few else (
+        torch.randint(count, (wanted,), generator=generator)
+    )  # fmt: skip
     return list(torch.unravel_index(chosen.sort().values, tuple(box)))
+
+
+def flattened(places: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
+    """Places, given in each dimension, as positions in a flattened tensor."""
+    flat = torch.zeros_like(places[0])
+    for place, size in zip(places, shape, strict=True):
+        flat = flat * size + place
+    return flat

@@ -20,21 +20,19 @@ from ...passes.pade import StackState, rules
 from ...passes.pade.rules import Carried, CarriedStream
 from ...passes.pade.state import StreamInputs, StreamState
 from .batches import begun_anew, gathered
-from .digest import named, on_host, parts_of
+from .digest import Later, at_hand
 from .fingerprint import Fingerprint
-from .provenance import positions
-from .runs import Call, Evaluation, Placed, Root, Runs, Sample, answered
+from .origins import answered
+from .reading import Glimpse, Hashes, Reader, Seen
+from .runs import Runs
 from .sizes import evaluate, size_of
-from .trajectory import Explicit, Moment, told, vouched
+from .steps import Call, Evaluation, Placed, Root
+from .trajectory import Explicit, told, vouched
 
 __all__ = ["Counters", "PadeGraph", "graphs_of", "state_bytes"]
 
-MOST, FEWEST, TOGETHER = 2048, 128, 8192  # positions of a sample that are fitted, and of a batch
-HELD = 2**16  # bytes of a tensor up to which it is read at every call, whatever torch counts
-REMEMBERED = 64  # hashes of larger tensors
 SHARE = 20  # one part of a device's memory that state may take
 
-Places = tuple[Tensor, Tensor, torch.Size]  # in a sample, in its output, and that one's shape
 _numbers = itertools.count()
 _graphs: weakref.WeakSet[PadeGraph] = weakref.WeakSet()
 
@@ -59,25 +57,23 @@ class Counters:
 class Record:
     """What a call has left. carried: the state after it; None where that was dropped.
 
-    known: how many residuals there are to predict from. box: what positions lie in.
-    values, answers: its samples and the model's outputs at some of their positions, [batch,
-    positions] for each part; pending: moments of a computed step. Until `read` they are on their
-    device.
+    known: how many residuals there are to predict from. glimpse, pending: the call's sample and
+    outputs, and moments of a computed step; on their device, until they have been read. later: a
+    copy of them that is on its way.
     """
 
     carried: Carried | None
-    values: list[Tensor]
-    answers: list[Tensor]
-    pending: list[Tensor]
     known: int
-    box: tuple[Any, ...] = ()
+    glimpse: Glimpse
+    pending: list[Tensor]
     evaluations: list[Evaluation] = field(default_factory=list)
     why_not: str = ""
+    later: Later | None = None
 
     @property
     def left(self) -> list[Tensor]:
         """What is to be read of it."""
-        return [*self.values, *self.answers, *self.pending]
+        return [*self.glimpse.values, *self.glimpse.answers, *self.pending]
 
     def held(self) -> dict[int, Tensor]:
         """The tensors of its state. Entries beyond the known ones are the oldest one again."""
@@ -96,24 +92,9 @@ class _Model:
     owner: weakref.ref[Any]
     runs: Runs
     counters: Counters = field(default_factory=Counters)
-    hashes: dict[int, tuple[weakref.ref[Tensor], int, list[bytes]]] = field(default_factory=dict)
-    weights: Fingerprint | None = None
+    hashes: Hashes = field(default_factory=Hashes)
+    weights: _Weights | None = None
     unread: list[Record] = field(default_factory=list)
-
-
-@dataclass
-class _Seen:
-    """What was read of a call, on the CPU. values: of each part, [batch, positions]. keys: hashes
-    of each sample; conditions: one entry for all samples or one for each. left: of earlier calls.
-    depth: how many steps the run had before, where that was said.
-    """
-
-    values: list[Tensor]
-    keys: list[bytes]
-    times: list[Tensor]
-    conditions: list[list[Any]]
-    left: list[tuple[Record, list[Tensor]]]
-    depth: int | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +109,27 @@ class _Plan:
     fresh: list[int]
     now: Tensor
     streams: list[StreamInputs]
+
+
+class _Weights:
+    """What a model's weights are, so that a later call can tell whether they have changed.
+
+    Those without memory of their own (that wrap others, quantised ones) are told by torch's count
+    of changes alone.
+    """
+
+    def __init__(self, weights: Sequence[Tensor]) -> None:
+        self.bits = Fingerprint.of(weights)
+        self.versions = self._versions(weights)
+
+    def changed(self, weights: Sequence[Tensor]) -> bool:
+        if self.bits is not None:
+            return self.bits.changed(weights)
+        return self._versions(weights) != self.versions
+
+    @staticmethod
+    def _versions(weights: Sequence[Tensor]) -> list[int]:
+        return [each._version for each in weights if not each.is_inference()]
 
 
 class PadeGraph:
@@ -162,7 +164,7 @@ class PadeGraph:
         self.lock = threading.Lock()
         self.symbols = symbols
         self.owned = tuple(owned)
-        self.places: dict[Any, Places | None] = {}
+        self.reader = Reader(state.clock)
         _graphs.add(self)
 
     def __call__(self, *inputs: Any) -> tuple[Any, ...]:
@@ -171,15 +173,18 @@ class PadeGraph:
             model = self._model(inputs)
             unread = list(model.unread)
         if said is not None and said.moment is not None:
-            seen = self._told(said.run, said.moment, inputs)
+            unread = [each for each in unread if each.later is not None and each.later.ready()]
+            seen = self.reader.told(said.run, said.moment, inputs)
+            seen.left = [each.later.copies for each in unread if each.later is not None]
         else:
-            seen = self._read(model, unread, inputs)
+            seen, waited = self.reader.read(model.hashes, inputs, [each.left for each in unread])
+            model.counters.host_reads += waited
         if said is not None and said.branch is not None:
             seen.conditions = []  # the name says it
         with self.lock:
-            for record, read in seen.left:
+            for record, read in zip(unread, seen.left, strict=True):
                 self._take_in(model, record, read)
-            runs = model.runs if said is None else self._vouched(said.run, said.branch)
+            runs = model.runs if said is None else self._vouched(model, said.run, said.branch)
             plan = self._plan(model, runs, inputs, seen)
         packed = self.state.pack(torch.tensor(plan.compute), plan.streams)
         results = self.function(*inputs, *packed)
@@ -190,8 +195,10 @@ class PadeGraph:
                 each.last = each.step.depth + 1 if plan.compute else _last(placed)
             if record.left:
                 model.unread.append(record)
-            if all(each.device.type == "cpu" for each in record.left):
+            if at_hand(record.left):
                 self._take_in(model, record, record.left)
+            elif said is not None and said.moment is not None:
+                record.later = Later(record.left)
             self._bound(plan.runs, record)
             self._release(plan, record)
         return tuple(results[: self.outputs])
@@ -211,121 +218,45 @@ class PadeGraph:
         if not weights:
             return model
         if model.weights is None:
-            model.weights = Fingerprint.of(weights)
+            model.weights = _Weights(weights)
         elif model.weights.changed(weights):
             # What was computed by other weights is no history of what these compute.
             model.counters.weight_changes += 1
-            model.weights = Fingerprint.of(weights)
+            model.weights = _Weights(weights)
             model.runs.drop_states()
             for said in vouched(self.number):
                 said.drop_states()
         return model
 
-    def _vouched(self, explicit: Explicit, branch: str | None) -> Runs:
+    def _vouched(self, model: _Model, explicit: Explicit, branch: str | None) -> Runs:
         """The runs of an explicit one: each named branch has its own."""
         key = self.number, branch
         if key not in explicit.runs:
             if explicit.steps is not None and explicit.where is None:
                 self.schedule.check(explicit.steps)
             explicit.runs[key] = Runs(
-                limit=self.options.max_runs, vouched=True, steps_known=explicit.steps
+                self.options.max_runs, model.runs.counts, True, explicit.steps
             )
         return explicit.runs[key]
-
-    # What a call says
-
-    def _read(self, model: _Model, unread: Sequence[Record], inputs: Sequence[Any]) -> _Seen:
-        """What a call says, and what earlier ones left; a device is waited for once."""
-        clock = self.state.clock
-        latents = [inputs[index] for index in clock.latents]
-        batch = len(latents[0]) if latents else 1
-        places = [self.places.get(_form(each)) for each in latents]
-        values = [
-            each.detach().flatten(1)[:, place[0]]
-            for each, place in zip(latents, places, strict=True) if place is not None
-        ]  # fmt: skip
-        keys = [parts_of(each) for each in latents]
-        conditions: list[Any] = []
-        hashed: list[tuple[int, Tensor, Tensor]] = []
-        for index in clock.conditions:
-            value = inputs[index]
-            if not isinstance(value, Tensor):
-                conditions.append([value])
-                continue
-            known = self._remembered(model, value)
-            if known is None:
-                rows = value if value.dim() and len(value) == batch > 1 else value[None]
-                hashed.append((len(conditions), value, rows))
-            conditions.append(known)
-        parts = [parts_of(rows) for _, _, rows in hashed]
-        times = [torch.as_tensor(inputs[index]).detach() for index in clock.times]
-        # A record is read as a whole, so that two threads that read the same one agree.
-        left = [(record, record.left) for record in unread]
-        everything = [*values, *keys, *parts, *times, *(each for _, some in left for each in some)]
-        model.counters.host_reads += any(each.device.type != "cpu" for each in everything)
-        read = iter(on_host(everything))
-        seen_values = [next(read) for _ in values]
-        seen_keys = [named(latent, next(read)) for latent in latents]
-        for place, value, rows in hashed:
-            conditions[place] = named(rows, next(read))
-            self._remember(model, value, conditions[place])
-        seen_times = [next(read) for _ in times]
-        return _Seen(
-            seen_values if len(seen_values) == len(latents) else [],
-            # Where no sample is known, nothing tells calls apart, so each is a run of its own.
-            [b"".join(each) for each in zip(*seen_keys, strict=True)] or [_unique()],
-            seen_times,
-            conditions,
-            [(record, [next(read) for _ in some]) for record, some in left],
-        )
-
-    def _told(self, run: Explicit, moment: Moment, inputs: Sequence[Any]) -> _Seen:
-        """What a call says where a pipeline says the step and its time: no tensor is read.
-
-        Conditions are where they lie: what is kept alive and unchanged there is the same.
-        """
-        clock = self.state.clock
-        batch = len(inputs[clock.latents[0]]) if clock.latents else 1
-        values = [inputs[index] for index in clock.conditions]
-        run.keep(moment.step, [each for each in values if isinstance(each, Tensor)])
-        conditions = [[_place(each) if isinstance(each, Tensor) else each] for each in values]
-        time = torch.tensor([moment.time], dtype=torch.float64)
-        keys = [f"{moment.step} {index}".encode() for index in range(batch)]
-        return _Seen([], keys, [time], conditions, [], moment.step)
-
-    def _remembered(self, model: _Model, tensor: Tensor) -> list[bytes] | None:
-        """Hashes of a large tensor that is unchanged, as far as torch counts."""
-        if tensor.nbytes <= HELD or tensor.is_inference():
-            return None
-        known = model.hashes.get(id(tensor))
-        same = known is not None and known[0]() is tensor and known[1] == tensor._version
-        return known[2] if known is not None and same else None
-
-    def _remember(self, model: _Model, tensor: Tensor, hashes: list[bytes]) -> None:
-        if tensor.nbytes > HELD and not tensor.is_inference():
-            if len(model.hashes) >= REMEMBERED:
-                model.hashes.clear()
-            model.hashes[id(tensor)] = weakref.ref(tensor), tensor._version, hashes
 
     def _take_in(self, model: _Model, record: Record, read: Sequence[Tensor]) -> None:
         """What a call left, now that it is on the CPU."""
         if record not in model.unread:
             return  # another thread was first
         model.unread.remove(record)
-        parts = len(record.answers)
-        record.values = list(read[: len(record.values)])
-        answers = list(read[len(record.values) : len(record.values) + parts])
-        pending = list(read[len(record.values) + parts :])
+        rest, glimpse = iter(read), record.glimpse
+        values = [next(rest) for _ in glimpse.values]
+        answers = [next(rest) for _ in glimpse.answers]
         for each in record.evaluations:
-            if record.values and not each.step.sample.values:
+            if values and not each.step.sample.values:
                 each.step.sample = replace(
-                    each.step.sample, values=tuple(part[each.index] for part in record.values)
+                    each.step.sample, values=tuple(part[each.index] for part in values)
                 )
             if answers:
-                answered(each, tuple(part[each.index] for part in answers), record.box)
-        if pending:
-            self._judge(model.counters, record, pending)
-        record.values, record.answers, record.pending = [], [], []
+                answered(each, tuple(part[each.index] for part in answers), glimpse.box)
+        if record.pending:
+            self._judge(model.counters, record, list(rest))
+        record.glimpse, record.pending, record.later = Glimpse(), [], None
 
     def _judge(self, counters: Counters, record: Record, pending: Sequence[Tensor]) -> None:
         """What a computed step said of how well its run can be predicted."""
@@ -352,36 +283,11 @@ class PadeGraph:
             counters.nonfinite_steps += 1
             record.carried = record.carried.forget_newest()
 
-    def _call(self, inputs: Sequence[Any], seen: _Seen) -> Call:
-        clock = self.state.clock
-        latents = [inputs[index] for index in clock.latents]
-        batch = len(latents[0]) if latents else 1
-        times = [rules.sample_times([each], batch).tolist() for each in seen.times]
-        columns = [*seen.conditions, *times]
-        conditions = [
-            tuple(column[index if len(column) > 1 else 0] for column in columns)
-            for index in range(batch)
-        ]
-        samples = [
-            Sample(tuple(part[index] for part in seen.values), key)
-            for index, key in enumerate(seen.keys)
-        ]
-        first = len(seen.conditions)
-        return Call(
-            tuple(_form(latent) for latent in latents),
-            samples,
-            conditions,
-            frozenset(range(first, first + len(times))),
-            _coarsest([each.dtype for each in latents]),
-            seen.depth,
-            max(map(_rounded, seen.times), default=(0.0, 0.0)),
-        )
-
     # Deciding
 
-    def _plan(self, model: _Model, runs: Runs, inputs: Sequence[Any], seen: _Seen) -> _Plan:
+    def _plan(self, model: _Model, runs: Runs, inputs: Sequence[Any], seen: Seen) -> _Plan:
         counters = model.counters
-        call = self._call(inputs, seen)
+        call = self.reader.call(inputs, seen)
         placed = runs.locate(call)
         now = rules.sample_times(seen.times, self._size(self.state.batch, inputs))
         carried, fresh = self._carried(placed, now, inputs)
@@ -399,7 +305,7 @@ class PadeGraph:
                 why = {each.before.record.why_not for each in placed if each.before is not None}
                 counters.gated_steps += "untrusted" not in why
                 counters.untrusted_steps += "untrusted" in why
-            blind = not self.state.clock.latents or None in self.places.values()
+            blind = not runs.vouched and self.reader.blind(inputs)
             dropped = [each for each in placed if each.before is not None and not _source(each)]
             reasons = {each.root for each in placed} | {Root.DROPPED for _ in dropped}
             for why_root in {Root.BLIND} if blind else reasons - {""}:
@@ -463,41 +369,11 @@ class PadeGraph:
         )
         if plan.fresh and plan.carried.known:
             carried = begun_anew(carried, plan.fresh)
-        values, answers, box = [], [], []
-        clock = self.state.clock
-        for index, answer_index in zip(clock.latents, clock.answers, strict=True):
-            latent, answer = inputs[index].detach(), results[answer_index].detach()
-            place = self._places(latent, answer)
-            if place is not None:
-                values.append(latent.flatten(1)[:, place[0]])
-                answers.append(answer.flatten(1)[:, place[1]])
-                box.append(tuple(map(min, latent.shape[1:], answer.shape[1:])))
-        if len(answers) < len(clock.latents) or plan.runs.vouched:
-            values = answers = []
+        # Where the caller vouches for a run, nothing has to be proven.
+        vouched_for = plan.runs.vouched
+        glimpse = Glimpse() if vouched_for else self.reader.glimpse(inputs, results)
         pending = [each.moments for each in state] if plan.compute else []
-        return Record(carried, values, answers, pending, int(carried.known), tuple(box))
-
-    def _places(self, latent: Tensor, answer: Tensor) -> Places | None:
-        """Positions in a sample and in its output, both flattened; None where they do not fit."""
-        form = _form(latent)
-        known = self.places.get(form)
-        if known is not None and known[2] != answer.shape:
-            return None  # results of other sizes are not those that were looked at
-        if form not in self.places:
-            box = [min(one, other) for one, other in zip(latent.shape[1:], answer.shape[1:],
-                                                         strict=False)]  # fmt: skip
-            fits = latent.dim() == answer.dim() and len(latent) == len(answer) and box
-            self.places[form] = None
-            if fits:
-                batch = max(len(latent), 1)
-                wanted = min(max(TOGETHER // batch, FEWEST), MOST)
-                chosen = positions(box, wanted)
-                self.places[form] = (
-                    _flat(chosen, latent.shape[1:]).to(latent.device),
-                    _flat(chosen, answer.shape[1:]).to(answer.device),
-                    answer.shape,
-                )
-        return self.places[form]
+        return Record(carried, int(carried.known), glimpse, pending)
 
     def _bound(self, runs: Runs, newest: Record) -> None:
         """Drop the state that was not used for longest, where all of it takes too much."""
@@ -518,41 +394,6 @@ class PadeGraph:
         if all(over for over, _ in ends):
             for step in {each.step for each in record.evaluations}:
                 plan.runs.end(step, all(certain for _, certain in ends))
-
-
-def _unique() -> bytes:
-    return f"call {next(_numbers)}".encode()
-
-
-def _form(tensor: Tensor) -> tuple[Any, ...]:
-    return tuple(tensor.shape), tensor.dtype, tensor.device
-
-
-def _place(tensor: Tensor) -> tuple[Any, ...]:
-    """Where a tensor lies, and how often torch has counted a change of it."""
-    version = None if tensor.is_inference() else tensor._version
-    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype, version
-
-
-def _coarsest(dtypes: Sequence[torch.dtype]) -> torch.dtype:
-    floating = [each for each in dtypes if each.is_floating_point]
-    return max(floating, key=lambda each: torch.finfo(each).eps, default=torch.float32)
-
-
-def _rounded(times: Tensor) -> tuple[float, float]:
-    """How far times may be from what they were before they were rounded: as a part, and in all."""
-    if not times.is_floating_point():
-        return 0.0, 0.5
-    error = torch.finfo(times.dtype).eps / 2
-    return (error if error > 1e-5 else 0.0), 0.0
-
-
-def _flat(places: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
-    """Positions, given in each dimension, in a flattened tensor."""
-    flat = torch.zeros_like(places[0])
-    for place, size in zip(places, shape, strict=True):
-        flat = flat * size + place
-    return flat
 
 
 def _alike(placed: Sequence[Placed]) -> list[Placed]:

@@ -109,21 +109,15 @@ def fits_times(
     steps: int, times: Sequence[float], relative: float = 0.0, absolute: float = 0.0
 ) -> bool:
     """Whether a run of so many steps may have these times, rounded by no more than that."""
-    return _fits(steps, times, [relative * abs(time) + absolute for time in times])
-
-
-def _fits(steps: int, times: Sequence[float], errors: Sequence[float]) -> bool:
-    """Whether a shift can be found with which a run of so many steps has these times."""
-    first = times[0]
-    # Each time bounds 1/s = (t_0 / t_i - 1) (N - i) / i from both sides.
+    first, error = times[0], relative * abs(times[0]) + absolute
+    most, least = first + error, first - error
+    # It may if some shift s gives them: each bounds 1/s = (t_0 / t_i - 1) (N - i) / i twice.
     low, high = 0.0, math.inf
-    for index, (time, error) in enumerate(zip(times, errors, strict=True)):
-        if index == 0:
-            continue
-        left = (steps - index) / index
-        low = max(low, ((first - errors[0]) / (time + error) - 1) * left)
+    for index, time in enumerate(times[1:], 1):
+        left, error = (steps - index) / index, relative * abs(time) + absolute
+        low = max(low, (least / (time + error) - 1) * left)
         if time > error:
-            high = min(high, ((first + errors[0]) / (time - error) - 1) * left)
+            high = min(high, (most / (time - error) - 1) * left)
     return low <= high
 
 

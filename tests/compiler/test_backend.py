@@ -161,6 +161,19 @@ def test_separate_guidance_branches_keep_separate_state() -> None:
     assert stats.siblings == 2 * 20
 
 
+def test_a_model_whose_weights_are_buffers() -> None:
+    """As frozen and quantised models have them; `stats` finds it all the same."""
+    model = dit(2)
+    for module in model.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            delattr(module, name)
+            module.register_buffer(name, weight.detach())
+    fast = compiled(model)
+    euler(fast, noise(), LABELS)
+    stats = accel.stats(fast)
+    assert (stats.full_steps, stats.predicted_steps) == (8, 12)
+
+
 def test_a_new_prompt_begins_a_new_run() -> None:
     model = dit()
     fast = compiled(model)

@@ -16,8 +16,9 @@ from typing import Any
 
 import accel
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from ..models import relative
 from . import NO_BATCHES, PIPELINES, PipelineEntry, latents
 
 __all__ = ["Row", "checked"]
@@ -49,10 +50,6 @@ class Row:
     def holds(self) -> bool:
         """Whether always-compute is the plain pipeline, and a later call is what it is alone."""
         return self.always <= 1e-4 and self.other <= 1e-4
-
-
-def relative(got: Tensor, expected: Tensor) -> float:
-    return float((got.double() - expected.double()).norm() / expected.double().norm())
 
 
 def transformers(pipeline: Any) -> Iterator[nn.Module]:

@@ -209,7 +209,7 @@ def test_a_program_that_does_not_fit(
     path: Path, change: Callable[[Records], None], message: str, tmp_path: Path
 ) -> None:
     if message == "CUDA device" and torch.cuda.is_available():
-        pytest.skip("there is one here")
+        pytest.skip("an engine made for a CUDA device is refused only where there is none")
     target = tmp_path / "other.ep"
     rewritten(path, target, change)
     with pytest.raises(EngineError, match=message):

@@ -8,10 +8,11 @@ import accel
 import pytest
 import torch
 from accel import AccelError, OptionError
-from accel.compiler.runtime import sampling
+from accel.compiler.runtime import reading, sampling
 from torch import Tensor, nn
 
-from ..test_pipelines import STEPS, class_pipeline, flux, flux_pipeline, relative
+from ...models import relative
+from ..test_pipelines import STEPS, class_pipeline, flux, flux_pipeline
 
 EAGER = {"lowering": "eager", "verify": True}
 
@@ -48,7 +49,8 @@ def test_what_the_plan_says_is_computed(guided: bool) -> None:
         branches = 1 + guided
         assert counts(fast) == (8 * run * branches, 12 * run * branches)
     stats = accel.stats(fast.transformer)
-    assert (stats.host_reads, stats.state_bytes) == (0, 0)
+    assert (stats.host_reads, stats.state_bytes, stats.unmatched_calls) == (0, 0, 0)
+    assert stats.runs == 2 * (1 + guided)
 
 
 def test_no_tensor_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,8 +59,8 @@ def test_no_tensor_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*args: Any) -> Any:
         raise AssertionError("something was read")
 
-    monkeypatch.setattr(sampling, "on_host", refused)
-    monkeypatch.setattr(sampling, "parts_of", refused)
+    monkeypatch.setattr(reading, "on_host", refused)
+    monkeypatch.setattr(reading, "parts_of", refused)
     flux(fast, guided=True)
     assert counts(fast) == (16, 24)
 
@@ -156,6 +158,34 @@ def test_release() -> None:
     assert counts(pipeline) == before
     with pytest.raises(AccelError, match="FluxPipeline is not accelerated"):
         accel.release(pipeline)
+
+
+def test_release_gives_back_what_was_there() -> None:
+    """A transformer that its user had compiled, and one that has been replaced since."""
+    pipeline = flux_pipeline()
+    mine = pipeline.transformer
+    mine.compile(backend="eager")
+    compiled = mine._compiled_call_impl
+    accel.accelerate(pipeline, **EAGER)
+    assert mine._compiled_call_impl is not compiled
+    other = flux_pipeline().transformer
+    other.compile(backend="eager")
+    others = other._compiled_call_impl
+    pipeline.transformer = other
+    accel.release(pipeline)
+    assert mine._compiled_call_impl is compiled
+    assert other._compiled_call_impl is others
+
+
+def test_what_a_device_left_is_taken_in_when_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on another device, which nothing waits for: judged late, and not piled up."""
+    monkeypatch.setattr(sampling, "at_hand", lambda tensors: False)
+    fast = accel.accelerate(flux_pipeline(), **EAGER)
+    flux(fast)
+    assert counts(fast) == (8, 12)
+    ((_, model),) = sampling.graphs_of(frozenset(map(id, fast.transformer.parameters())))
+    assert len(model.unread) <= 1
+    assert 0 < accel.stats(fast.transformer).last_error < 1
 
 
 def test_once_more_with_other_options() -> None:

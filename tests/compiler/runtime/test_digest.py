@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
-from accel.compiler.runtime.digest import digest, digests, mixed, on_host, parts_of
+from accel.compiler.runtime.digest import (
+    Later,
+    digest,
+    digests,
+    mixed,
+    on_host,
+    packed,
+    parts_of,
+)
 
 DTYPES = (torch.bool, torch.bfloat16, torch.float16, torch.int8, torch.complex64, torch.int64)
 
@@ -36,11 +45,9 @@ def devices_bits(tensor: torch.Tensor) -> tuple[int, int]:
     return one, other
 
 
-@pytest.mark.parametrize("of", [digest, devices_bits], ids=["cpu", "device"])
-def test_no_two_of_many_small_conditions_collide(of: object) -> None:
+@pytest.mark.parametrize("hashed", [digest, devices_bits], ids=["cpu", "device"])
+def test_no_two_of_many_small_conditions_collide(hashed: Callable[[torch.Tensor], object]) -> None:
     """A linear hash made one of [1, 2] and [4, 1]: sums of bits times odd numbers."""
-    hashed = of if callable(of) else None
-    assert hashed is not None
     labels = [torch.tensor(each) for each in itertools.product(range(24), repeat=2)]
     masks = [torch.tensor(each) for each in itertools.product([False, True], repeat=10)]
     hot = [torch.nn.functional.one_hot(each, 24).float() for each in labels]
@@ -69,14 +76,32 @@ def test_what_is_on_the_cpu_is_handed_on() -> None:
     assert all(one is other for one, other in zip(on_host(given), given, strict=True))
 
 
-def test_a_device_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a device of which only the name is another: what is put together is taken apart again."""
-    from accel.compiler.runtime import digest as module
-
+def test_what_is_read_at_once_is_taken_apart_again() -> None:
     given = [torch.randn(3, 2), torch.tensor(5), torch.ones(3, dtype=torch.bool), torch.zeros(0),
              torch.randn(4, dtype=torch.float64).bfloat16()]  # fmt: skip
-    packed, unpack = module.packed(given)
-    assert packed.dtype is torch.uint8
-    for one, other in zip(unpack(packed.clone()), given, strict=True):
+    together, apart = packed(given)
+    assert together.dtype is torch.uint8
+    for one, other in zip(apart(together.clone()), given, strict=True):
         assert one.dtype is other.dtype
         assert torch.equal(one, other)
+
+
+class Pretended:
+    """An event of a device that is not there."""
+
+    over = False
+
+    def query(self) -> bool:
+        return self.over
+
+
+def test_copies_are_ready_when_all_devices_are() -> None:
+    later = Later([torch.arange(3)])
+    assert later.ready()
+    assert torch.equal(later.copies[0], torch.arange(3))
+    first, second = Pretended(), Pretended()
+    later.done = [first, second]
+    for each in (first, second):
+        assert not later.ready()
+        each.over = True
+    assert later.ready()

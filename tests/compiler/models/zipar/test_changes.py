@@ -139,7 +139,8 @@ def test_each_change_shows(changes: list[Change]) -> None:
 
 def test_adapters() -> None:
     """Put in, off, another one, merged; and what was seen before is not captured again."""
-    peft = pytest.importorskip("peft")
+    import peft
+
     settings: dict[str, Any] = {
         "target_modules": ["q_proj", "down_proj", "v_proj"], "r": 4, "init_lora_weights": False,
     }  # fmt: skip

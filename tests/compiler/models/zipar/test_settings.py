@@ -337,7 +337,8 @@ def test_wrong_types(settings: dict[str, Any], words: str) -> None:
 
 
 def test_numbers_of_other_libraries() -> None:
-    numpy = pytest.importorskip("numpy")
+    import numpy
+
     rows: Any = numpy.int64(2)
     columns: Any = torch.tensor(3)
     zipar = ZipAR(rows, columns, window=numpy.int32(3), allowed=numpy.arange(4))

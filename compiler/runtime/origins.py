@@ -1,0 +1,225 @@
+"""Where the samples of a call come from: the search for the steps that provably explain them."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .provenance import FINE, fit, limits_of, rounding
+from .steps import Call, Evaluation, Sample, Step
+
+__all__ = ["Origins", "answered", "origins"]
+
+MOST_COLUMNS = 12  # of a basis for one step: its sample, and outputs at it
+TRIED = 48  # steps that a sample is fitted to at the most
+RIVAL = 1.3  # how much more than a rival's a proof may leave
+RELATED = 0.05  # the least correlation with what is fitted
+WITNESSED = 256  # samples whose outputs other models may look at
+CHANGING = 0.02  # of a sample's positions, where fewer are unchanged, none is left out for that
+FEWEST = 4  # positions that a fit needs beyond three for two columns
+
+
+@dataclass
+class Origins:
+    """The step that each sample of a call continues, where one provably is; None elsewhere.
+
+    accepted, refused: the most that a proof has left, and the least that an explanation left which
+    is none, in expected rounding errors.
+    """
+
+    steps: list[Step | None]
+    accepted: float = 0.0
+    refused: float = float("inf")
+
+
+def origins(
+    call: Call, samples: Sequence[Sample], tips: Iterable[list[Step]], steps: Iterable[Step]
+) -> Origins:
+    """Find where the samples of a call come from.
+
+    tips: the steps of calls that nothing has continued yet, newest first; steps: all of the form.
+    """
+    if not samples or not samples[0].values:  # those of the first call of a form have none yet
+        return Origins([None] * len(samples))
+    search = _Search(call, samples)
+    # Mostly a call continues one of the last; its samples are in the same order.
+    for each in tips:
+        if len(each) == len(samples):
+            search.try_out([(index, each[index]) for index in search.open])
+    if search.open:
+        search.try_out(search.related(list(steps)))
+    return search.found()
+
+
+class _Search:
+    """The fits of one call's samples to steps."""
+
+    def __init__(self, call: Call, samples: Sequence[Sample]) -> None:
+        self.samples = samples
+        self.error, self.limits = rounding(call.dtype), limits_of(call.dtype)
+        self.best = [_Best() for _ in samples]
+        self.tried: set[tuple[int, int]] = set()
+        self.refused = float("inf")
+
+    @property
+    def open(self) -> list[int]:
+        """The samples for which it is worth while to go on."""
+        return [index for index, each in enumerate(self.best) if not each.sure]
+
+    def related(self, steps: list[Step]) -> list[tuple[int, Step]]:
+        """Pairs of a sample and a step that may explain it: those with something in common."""
+        if not steps:
+            return []
+        wanted = torch.stack([_unit(self.samples[index].values[0]) for index in self.open])
+        related = torch.zeros(len(wanted), len(steps))
+        columns = [[values[0] for values in _columns(step)] for step in steps]
+        for part in range(max(map(len, columns))):
+            known = torch.stack([_unit(each[min(part, len(each) - 1)]) for each in columns])
+            related = torch.maximum(related, (wanted @ known.mT).abs())
+        pairs = []
+        for row, index in enumerate(self.open):
+            order = related[row].argsort(descending=True)[:TRIED].tolist()
+            pairs += [(index, steps[place]) for place in order if related[row, place] > RELATED]
+        return pairs
+
+    def try_out(self, pairs: list[tuple[int, Step]]) -> None:
+        """Fit samples to steps, and keep the best of what is a proof."""
+        pairs = [
+            (index, step) for index, step in pairs
+            if (index, id(step)) not in self.tried and len(_columns(step)) > 1
+        ]  # fmt: skip
+        if not pairs:
+            return
+        self.tried |= {(index, id(step)) for index, step in pairs}
+        proven = torch.ones(len(pairs), dtype=torch.bool)
+        moved = torch.zeros(len(pairs), dtype=torch.bool)
+        left = torch.zeros(len(pairs), dtype=torch.float64)
+        for part in range(len(self.samples[0].values)):
+            target = torch.stack([self.samples[index].values[part] for index, _ in pairs]).double()
+            basis, newest = _basis([step for _, step in pairs], part)
+            same = target == basis[..., 0]
+            same &= same.double().mean(1, keepdim=True) > CHANGING
+            result = fit(target, basis, newest, self.error, same)
+            # A part may stay what it is: a picture that is shown to the model at every step.
+            still = same.all(1)
+            enough = (~same).sum(1) >= 1.5 * basis.shape[-1] + FEWEST
+            proven &= still | (result.proves(self.limits) & enough)
+            moved |= ~still
+            left = torch.maximum(left, torch.where(still, 0.0, result.left))
+        proven &= moved
+        for (index, step), proof, rest in zip(pairs, proven.tolist(), left.tolist(), strict=True):
+            if rest > self.limits.unexplained:
+                self.refused = min(self.refused, rest)
+            elif proof:  # else it is explained by what came before that step
+                self.best[index].take(step, rest, self.limits.sure)
+            else:
+                self.best[index].rivals.append((step, rest))
+
+    def found(self) -> Origins:
+        """The result; in coarse types without what is in doubt."""
+        for each in self.best:
+            if self.error > FINE and each.step is not None and each.doubtful():
+                # Where a run is broken off, what it came from must not be taken up again later.
+                for step in (each.step, *(rival for rival, _ in each.rivals)):
+                    step.doubted = True
+                each.step = None
+        accepted = [each.left for each in self.best if each.step is not None]
+        steps = [each.step for each in self.best]
+        return Origins(steps, max(accepted, default=0.0), self.refused)
+
+
+@dataclass(eq=False)
+class _Best:
+    """The best proof of where a sample comes from. left: see `provenance.Fit`; sure: whether it
+    need not be compared with others. rivals: steps that explain the sample, but without their
+    outputs being needed, and what they leave."""
+
+    step: Step | None = None
+    left: float = float("inf")
+    sure: bool = False
+    rivals: list[tuple[Step, float]] = field(default_factory=list)
+
+    def take(self, step: Step, left: float, sure: float) -> None:
+        if left < self.left:
+            self.step, self.left, self.sure = step, left, left <= sure
+
+    def doubtful(self) -> bool:
+        """Whether a rival may be the origin. In coarse types rounding hides what a smooth run's
+        newest output adds: its step explains the sample, unproven, and one before it seems to be
+        the origin."""
+        assert self.step is not None
+        return self.step.doubted or any(
+            left < RIVAL * self.left or self.step in rival.path() for rival, left in self.rivals
+        )
+
+
+class _Witnesses:
+    """What all models of the process have answered on a sample: a sampler may use two (guidance by
+    a weaker model), and each of them has seen but its own outputs. Graphs have locks of their own,
+    so it has one, too."""
+
+    def __init__(self) -> None:
+        self.known: OrderedDict[Any, list[tuple[int, tuple[Tensor, ...]]]] = OrderedDict()
+        self.lock = threading.Lock()
+
+    def add(self, step: Step, outputs: tuple[Tensor, ...]) -> None:
+        key = step.form, step.sample.key, step.box
+        with self.lock:
+            known = self.known.setdefault(key, [])
+            known.append((step.runs, outputs))
+            del known[:-MOST_COLUMNS]
+            self.known.move_to_end(key)
+            while len(self.known) > WITNESSED:
+                self.known.popitem(last=False)
+
+    def others(self, step: Step) -> list[tuple[Tensor, ...]]:
+        with self.lock:
+            known = list(self.known.get((step.form, step.sample.key, step.box), ()))
+        return [outputs for runs, outputs in reversed(known) if runs != step.runs]
+
+
+_witnesses = _Witnesses()
+
+
+def answered(evaluation: Evaluation, outputs: tuple[Tensor, ...], box: tuple[Any, ...]) -> None:
+    """Note what a model has answered, now that it was read. box: what the positions lie in."""
+    evaluation.outputs = outputs
+    evaluation.step.box = box
+    _witnesses.add(evaluation.step, outputs)
+
+
+def _columns(step: Step) -> list[tuple[Tensor, ...]]:
+    """A step's sample, and the outputs at it, for all parts of a sample."""
+    outputs = [each.outputs for each in reversed(step.evaluations) if each.outputs is not None]
+    outputs += _witnesses.others(step)
+    return [step.sample.values, *outputs[: MOST_COLUMNS - 1]]
+
+
+def _basis(steps: Sequence[Step], part: int) -> tuple[Tensor, Tensor]:
+    """What samples are fitted to: [S, P, K], the newest sample first; which are newest outputs."""
+    bases, marks = [], []
+    for step in steps:
+        columns, newest = [], []
+        for age, each in enumerate(step.path()):
+            own = [values[part] for values in _columns(each)]
+            columns += own
+            newest += [False, *[age == 0] * (len(own) - 1)]
+        bases.append(columns)
+        marks.append(newest)
+    width = max(map(len, bases))
+    nothing = torch.zeros_like(bases[0][0])
+    # One stack for all: there may be hundreds of small ones.
+    flat = [each for columns in bases for each in [*columns, *[nothing] * (width - len(columns))]]
+    filled = torch.stack(flat).double().view(len(bases), width, len(nothing))
+    padded = [[*each, *[False] * (width - len(each))] for each in marks]
+    return filled.mT, torch.tensor(padded)
+
+
+def _unit(values: Tensor) -> Tensor:
+    return values / values.norm().clamp(min=1e-30)
