@@ -27,7 +27,7 @@ from .reading import Glimpse, Hashes, Reader, Seen
 from .runs import Runs
 from .sizes import evaluate, size_of
 from .steps import Call, Evaluation, Placed, Root
-from .trajectory import Explicit, told, vouched
+from .trajectory import Explicit, told
 
 __all__ = ["Counters", "PadeGraph", "graphs_of", "state_bytes"]
 
@@ -57,13 +57,15 @@ class Counters:
 class Record:
     """What a call has left. carried: the state after it; None where that was dropped.
 
-    known: how many residuals there are to predict from. glimpse, pending: the call's sample and
+    known: how many residuals there are to predict from. epoch: of the weights that computed them.
+    glimpse, pending: the call's sample and
     outputs, and moments of a computed step; on their device, until they have been read. later: a
     copy of them that is on its way.
     """
 
     carried: Carried | None
     known: int
+    epoch: int
     glimpse: Glimpse
     pending: list[Tensor]
     evaluations: list[Evaluation] = field(default_factory=list)
@@ -87,10 +89,15 @@ class Record:
 
 @dataclass(eq=False)
 class _Model:
-    """The runs and counters of one model. Dynamo may run several models by one graph."""
+    """The runs and counters of one model. Dynamo may run several models by one graph.
+
+    epoch: how often its weights were seen to change. What other weights computed is no history of
+    what these compute, whoever holds it.
+    """
 
     owner: weakref.ref[Any]
     runs: Runs
+    epoch: int = 0
     counters: Counters = field(default_factory=Counters)
     hashes: Hashes = field(default_factory=Hashes)
     weights: _Weights | None = None
@@ -102,6 +109,7 @@ class _Plan:
     """What was decided for one call. fresh: samples that have no state yet."""
 
     runs: Runs
+    epoch: int
     call: Call
     placed: list[Placed]
     compute: bool
@@ -220,12 +228,10 @@ class PadeGraph:
         if model.weights is None:
             model.weights = _Weights(weights)
         elif model.weights.changed(weights):
-            # What was computed by other weights is no history of what these compute.
             model.counters.weight_changes += 1
+            model.epoch += 1
             model.weights = _Weights(weights)
             model.runs.drop_states()
-            for said in vouched(self.number):
-                said.drop_states()
         return model
 
     def _vouched(self, model: _Model, explicit: Explicit, branch: str | None) -> Runs:
@@ -290,7 +296,8 @@ class PadeGraph:
         call = self.reader.call(inputs, seen)
         placed = runs.locate(call)
         now = rules.sample_times(seen.times, self._size(self.state.batch, inputs))
-        carried, fresh = self._carried(placed, now, inputs)
+        sources = [_source(each, model.epoch) for each in placed]
+        carried, fresh = self._carried(sources, now, inputs)
         planned = bool(fresh) or any(
             self.schedule.computes(each.step.depth, _last(each) - 1, runs.length(each))
             for each in _alike(placed)
@@ -306,33 +313,35 @@ class PadeGraph:
                 counters.gated_steps += "untrusted" not in why
                 counters.untrusted_steps += "untrusted" in why
             blind = not runs.vouched and self.reader.blind(inputs)
-            dropped = [each for each in placed if each.before is not None and not _source(each)]
-            reasons = {each.root for each in placed} | {Root.DROPPED for _ in dropped}
+            dropped = any(
+                each.before is not None and source is None
+                for each, source in zip(placed, sources, strict=True)
+            )
+            reasons = {each.root for each in placed} | ({Root.DROPPED} if dropped else set())
             for why_root in {Root.BLIND} if blind else reasons - {""}:
                 counters.roots[why_root] = counters.roots.get(why_root, 0) + 1
         remaining = torch.tensor(_remaining(placed[0], runs.length(placed[0])), dtype=now.dtype)
         streams = rules.arguments(self.state.predictor, carried, now, remaining)
-        return _Plan(runs, call, placed, compute, carried, fresh, now, streams)
+        return _Plan(runs, model.epoch, call, placed, compute, carried, fresh, now, streams)
 
     def _carried(
-        self, placed: Sequence[Placed], now: Tensor, inputs: Sequence[Any]
+        self, sources: Sequence[tuple[Record, int] | None], now: Tensor, inputs: Sequence[Any]
     ) -> tuple[Carried, list[int]]:
         """The state that a call continues, and the samples that have none."""
-        sources = [_source(each) for each in placed]
         records = {id(source[0]): source[0] for source in sources if source is not None}
         if len(records) == 1:
             (record,) = records.values()
             whole = [source[1] for source in sources if source is not None]
-            same = whole == list(range(len(record.evaluations))) and len(whole) == len(placed)
+            same = whole == list(range(len(record.evaluations))) and len(whole) == len(sources)
             if same and record.carried is not None:
                 return record.carried, []
         blank = [self._blank(stream, inputs) for stream in self.state.streams]
         begun = rules.begin(self.state.predictor.history, now, blank)
-        apart = len(now) == len(placed) and all(
-            self._size(stream.shape[0], inputs) == len(placed) for stream in self.state.streams
+        apart = len(now) == len(sources) and all(
+            self._size(stream.shape[0], inputs) == len(sources) for stream in self.state.streams
         )
         if not records or not apart:
-            return begun, list(range(len(placed)))
+            return begun, list(range(len(sources)))
         fresh = [index for index, source in enumerate(sources) if source is None]
         parts = [
             (record.carried, [(place, source[1]) for place, source in enumerate(sources)
@@ -373,7 +382,7 @@ class PadeGraph:
         vouched_for = plan.runs.vouched
         glimpse = Glimpse() if vouched_for else self.reader.glimpse(inputs, results)
         pending = [each.moments for each in state] if plan.compute else []
-        return Record(carried, int(carried.known), glimpse, pending)
+        return Record(carried, int(carried.known), plan.epoch, glimpse, pending)
 
     def _bound(self, runs: Runs, newest: Record) -> None:
         """Drop the state that was not used for longest, where all of it takes too much."""
@@ -405,10 +414,14 @@ def _alike(placed: Sequence[Placed]) -> list[Placed]:
     )
 
 
-def _source(placed: Placed) -> tuple[Record, int] | None:
-    if placed.before is None or placed.before.record.carried is None:
+def _source(placed: Placed, epoch: int) -> tuple[Record, int] | None:
+    """Where the state of a sample lies, if it is there and of the weights as they are now."""
+    if placed.before is None:
         return None
-    return placed.before.record, placed.before.index
+    record = placed.before.record
+    if record.carried is None or record.epoch != epoch:
+        return None
+    return record, placed.before.index
 
 
 def _last(placed: Placed) -> int:

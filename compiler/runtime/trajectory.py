@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .runs import Runs
 
-__all__ = ["Explicit", "Moment", "Told", "enclosing", "enter_explicit", "told", "vouched"]
+__all__ = ["Explicit", "Moment", "Told", "enclosing", "enter_explicit", "told"]
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,6 @@ def told(parameter: int) -> Told | None:
         if explicit.branch is None or explicit.steps is not None:
             return Told(explicit, branch, None)
     return None
-
-
-def vouched(graph: int) -> Iterator[Runs]:
-    """All runs of a graph that are vouched for here."""
-    for explicit in _explicit.get():
-        yield from (runs for (number, _), runs in explicit.runs.items() if number == graph)
 
 
 def enclosing(parameters: frozenset[int]) -> Explicit | None:

@@ -346,8 +346,8 @@ def _page(rows: Sequence[Row]) -> str:
     lines = [
         "# Steps whose parent is proven",
         "",
-        f"{STEPS} steps, four runs in turn: two seeds, and of one seed three weights of guidance. In "
-        "a cell the share of steps that were recognised; in brackets how many found a parent that "
+        f"{STEPS} steps, four runs in turn: two seeds, and of one three weights of guidance. In a "
+        "cell the share of steps that were recognised; in brackets how many found a parent that "
         "is not theirs (of some 76 to 152), where any did. Nothing can prove the steps of the last "
         "three, which add noise.",
     ]

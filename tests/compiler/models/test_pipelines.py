@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import accel
@@ -270,3 +271,28 @@ def test_a_branch_is_of_a_run() -> None:
         accel.trajectory(model, branch="cond"),
     ):
         pass
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_weights_that_change_are_noticed_in_every_explicit_run(changed: bool) -> None:
+    """Also by a run that is open while a call of another thread is what finds the change."""
+    model = class_pipeline().transformer
+    fast = torch.compile(model, backend="accel", options={**EAGER, "pade": {"max_error": 1e9}})
+    labels, state = torch.tensor([1]), torch.randn(1, 4, 8, 8)
+
+    def call(step: int) -> None:
+        times = torch.full((1,), 1000.0 - 50 * step)
+        with torch.no_grad():
+            fast(state * (1 - 0.02 * step), timestep=times, class_labels=labels)
+
+    with torch.no_grad(), accel.trajectory(fast, steps=STEPS):
+        call(0)
+        call(1)
+        if changed:
+            next(model.parameters()).mul_(1.5)
+        elsewhere = threading.Thread(target=call, args=(0,))
+        elsewhere.start()
+        elsewhere.join()
+        call(2)
+    stats = accel.stats(fast)
+    assert (stats.weight_changes, stats.predicted_steps) == (changed, not changed)
