@@ -17,8 +17,11 @@ from torch import Tensor, nn
 from ...kernels.errors import AccelError
 from ..options import parse_options
 from ..runtime.trajectory import Explicit, Moment, enter_explicit
+from .callbacks import noticing
 
 __all__ = ["accelerate", "release"]
+
+CALLBACKS = "callback_on_step_end", "callback"  # as pipelines name them
 
 _lock = threading.Lock()
 _users: weakref.WeakKeyDictionary[nn.Module, _Users] = weakref.WeakKeyDictionary()
@@ -89,6 +92,12 @@ class _PipelineRun:
             explicit.steps = len(self.times) - first
             for runs in explicit.runs.values():
                 runs.steps_known = explicit.steps
+
+    def edited(self) -> None:
+        """A callback has changed a tensor: what comes next does not continue what was."""
+        for explicit in self.explicit:
+            for runs in explicit.runs.values():
+                runs.drop_states()
 
     def stepped(self, timestep: Any) -> None:
         """The scheduler has made a step at this timestep."""
@@ -207,14 +216,17 @@ def _accelerated(pipeline: Any) -> bool:
 def _call(original: Any) -> Any:
     @functools.wraps(original)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with _running(self):
+        with _running(self) as run:
+            for name, given in kwargs.items():
+                if name in CALLBACKS and callable(given):
+                    kwargs[name] = noticing(given, run.edited)
             return original(self, *args, **kwargs)
 
     return call
 
 
 @contextlib.contextmanager
-def _running(pipeline: Any) -> Iterator[None]:
+def _running(pipeline: Any) -> Iterator[_PipelineRun]:
     scheduler = pipeline.scheduler
     run = _PipelineRun(pipeline, scheduler)
     if hasattr(pipeline, "_num_timesteps"):
@@ -229,7 +241,7 @@ def _running(pipeline: Any) -> Iterator[None]:
                 explicit = Explicit(tensors, where=run.moment, named=_branch.get)
                 run.explicit.append(explicit)
                 stack.enter_context(enter_explicit(explicit))
-            yield
+            yield run
     finally:
         _run.reset(token)
         if own:

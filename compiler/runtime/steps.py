@@ -51,7 +51,10 @@ class Root:
 
     NEW = "nothing that is known explains its sample"
     CONDITIONS = "no call on the step before had the same conditions"
-    DROPPED = "the state of the step before was dropped: for its age or size, or for other weights"
+    DROPPED = (
+        "the state of the step before was dropped: for its age or size, for other weights, or for "
+        "a callback that changed a tensor"
+    )
     BLIND = "no input is recognised as the sample, with an output like it"
 
 

@@ -74,8 +74,9 @@ def flux_pipeline() -> Any:
 
 
 def flux(
-    pipeline: Any, *, size: int = 16, guided: bool = False, prompt: int = 0, **more: Any
-) -> Tensor:
+    pipeline: Any, *, size: int = 16, guided: bool = False, prompt: int = 0, steps: int = STEPS,
+    **more: Any,
+) -> Tensor:  # fmt: skip
     generator = torch.Generator().manual_seed(7 + prompt)
     embeddings = [torch.randn(1, *shape, generator=generator) for shape in ((6, 32), (16,)) * 2]
     negative: dict[str, Any] = {}
@@ -91,7 +92,7 @@ def flux(
         **negative,
         height=size,
         width=size,
-        num_inference_steps=STEPS,
+        num_inference_steps=steps,
         generator=torch.Generator().manual_seed(0),
         output_type="latent",
         **more,
