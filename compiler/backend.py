@@ -31,6 +31,7 @@ class CompiledGraph:
     """One graph as Dynamo calls it, with the record of how it came about.
 
     owners: parameters of the models that have run through it, by which `stats` finds it.
+    part: whether Dynamo captured more beside it, before or after what it could not.
     selections: budget, recall and need of each sparse attention in its last call that had any.
     """
 
@@ -41,11 +42,13 @@ class CompiledGraph:
         results: tuple[PassResult, ...],
         options: Options,
         owner_index: int | None,
+        part: bool,
     ) -> None:
         self.number = next(_numbers)
         # Graphs of one frame are recompilations of each other; other frames are graph breaks.
         compile_id = torch._guards.CompileContext.current_compile_id()
         self.frame = compile_id.frame_id if compile_id is not None else -self.number - 1
+        self.part = part
         self.calls = calls
         self.options = options
         self.call = call
@@ -104,7 +107,18 @@ def accel_backend(
     for added in reversed(program.added):
         function = _filled(function, added, program, parsed, lasting or owned[:1])
     calls = sum(node.op.startswith("call") for node in module.graph.nodes)
-    return CompiledGraph(function, calls, results, parsed, owner)
+    return CompiledGraph(function, calls, results, parsed, owner, _is_part(module))
+
+
+def _is_part(module: fx.GraphModule) -> bool:
+    """Whether a graph ends or begins where Dynamo had to stop."""
+    from torch._dynamo.resume_execution import TORCH_DYNAMO_RESUME_IN_PREFIX
+
+    end = getattr(module, "compile_subgraph_reason", None)
+    if end is None:  # captured by another
+        return False
+    resumed = any(each.name.startswith(TORCH_DYNAMO_RESUME_IN_PREFIX) for each in end.user_stack)
+    return bool(end.graph_break) or resumed
 
 
 def _filled(

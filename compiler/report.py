@@ -82,8 +82,8 @@ class Report:
             "captured whole (fullgraph=True)"
             + (f", compiled {len(self.graphs)} times" if len(self.graphs) > 1 else "")
             if self.fullgraph
-            else f"{len(self.graphs)} graphs: torch.compile can't capture this model as one, or it "
-            "is also part of another that is compiled"
+            else f"captured in parts, {len(self.graphs)} graphs: torch.compile can't capture this "
+            "model as one, or it is also part of another that is compiled"
         ]
         for name, report in self.passes.items():
             found = "matched " + "; ".join(report.matched) if report.matched else "nothing"
@@ -161,7 +161,8 @@ def report_of(compiled: Any) -> Report:
             "the model has no graph compiled by accel yet; call it once, or use accel.explain"
         )
     reports = tuple(GraphReport(graph.calls, graph.results) for graph in graphs)
-    return Report(reports, graphs[0].options, len({graph.frame for graph in graphs}) == 1)
+    whole = len({graph.frame for graph in graphs}) == 1 and not any(each.part for each in graphs)
+    return Report(reports, graphs[0].options, whole)
 
 
 def _owners(compiled: Any) -> frozenset[int]:

@@ -21,19 +21,22 @@ TRIED = 48  # steps that a sample is fitted to at the most
 RIVAL = 1.3  # how much more than a rival's a proof may leave
 RELATED = 0.05  # the least correlation with what is fitted
 WITNESSED = 256  # samples whose outputs other models may look at
+CLOSE = 0.3  # of a sample, where less is left, a step may be what it comes from
 CHANGING = 0.02  # of a sample's positions, where fewer are unchanged, none is left out for that
 FEWEST = 4  # positions that a fit needs beyond three for two columns
 
 
 @dataclass
 class Origins:
-    """The step that each sample of a call continues, where one provably is; None elsewhere.
+    """The step that each sample of a call continues, where one provably is; None elsewhere, and
+    then `guesses` has the step that it seems to continue, if any does.
 
     accepted, refused: the most that a proof has left, and the least that an explanation left which
     is none, in expected rounding errors.
     """
 
     steps: list[Step | None]
+    guesses: list[Step | None]
     accepted: float = 0.0
     refused: float = float("inf")
 
@@ -46,7 +49,8 @@ def origins(
     tips: the steps of calls that nothing has continued yet, newest first; steps: all of the form.
     """
     if not samples or not samples[0].values:  # those of the first call of a form have none yet
-        return Origins([None] * len(samples))
+        nothing = [None] * len(samples)
+        return Origins([*nothing], [*nothing])
     search = _Search(call, samples)
     # Mostly a call continues one of the last; its samples are in the same order.
     for each in tips:
@@ -120,43 +124,59 @@ class _Search:
                 self.best[index].take(step, rest, self.limits.sure)
             else:
                 self.best[index].rivals.append((step, rest))
+            if rest * self.error < CLOSE:
+                self.best[index].resembles(step, rest)
 
     def found(self) -> Origins:
         """The result; in coarse types without what is in doubt."""
         for each in self.best:
             if self.error > FINE and each.step is not None and each.doubtful():
-                # Where a run is broken off, what it came from must not be taken up again later.
-                for step in (each.step, *(rival for rival, _ in each.rivals)):
-                    step.doubted = True
+                each.guess = max((each.step, *each.likely()), key=lambda step: step.depth)
                 each.step = None
         accepted = [each.left for each in self.best if each.step is not None]
         steps = [each.step for each in self.best]
-        return Origins(steps, max(accepted, default=0.0), self.refused)
+        guesses = [each.guess if each.step is None else None for each in self.best]
+        return Origins(steps, guesses, max(accepted, default=0.0), self.refused)
 
 
 @dataclass(eq=False)
 class _Best:
     """The best proof of where a sample comes from. left: see `provenance.Fit`; sure: whether it
-    need not be compared with others. rivals: steps that explain the sample, but without their
-    outputs being needed, and what they leave."""
+    need not be compared with others. rivals: other steps that explain the sample, by a worse proof
+    or without their outputs being needed, and what they leave. guess, near: the step that comes
+    nearest to an explanation, and what it leaves."""
 
     step: Step | None = None
     left: float = float("inf")
     sure: bool = False
     rivals: list[tuple[Step, float]] = field(default_factory=list)
+    guess: Step | None = None
+    near: float = float("inf")
 
-    def take(self, step: Step, left: float, sure: float) -> None:
+    def take(self, step: Step | None, left: float, sure: float) -> None:
         if left < self.left:
-            self.step, self.left, self.sure = step, left, left <= sure
+            step, self.step = self.step, step
+            left, self.left = self.left, left
+            self.sure = self.left <= sure
+        if step is not None:
+            self.rivals.append((step, left))
 
-    def doubtful(self) -> bool:
-        """Whether a rival may be the origin. In coarse types rounding hides what a smooth run's
+    def resembles(self, step: Step, left: float) -> None:
+        if left < self.near:
+            self.guess, self.near = step, left
+
+    def likely(self) -> list[Step]:
+        """The rivals that may be the origin. In coarse types rounding hides what a smooth run's
         newest output adds: its step explains the sample, unproven, and one before it seems to be
         the origin."""
-        assert self.step is not None
-        return self.step.doubted or any(
-            left < RIVAL * self.left or self.step in rival.path() for rival, left in self.rivals
-        )
+        return [
+            rival for rival, left in self.rivals
+            if left < RIVAL * self.left or any(s is self.step for s in rival.path(guessed=True))
+        ]  # fmt: skip
+
+    def doubtful(self) -> bool:
+        """Whether a rival may be the origin."""
+        return bool(self.likely())
 
 
 class _Witnesses:
@@ -206,7 +226,7 @@ def _basis(steps: Sequence[Step], part: int) -> tuple[Tensor, Tensor]:
     bases, marks = [], []
     for step in steps:
         columns, newest = [], []
-        for age, each in enumerate(step.path()):
+        for age, each in enumerate(step.path(guessed=True)):
             own = [values[part] for values in _columns(each)]
             columns += own
             newest += [False, *[age == 0] * (len(own) - 1)]

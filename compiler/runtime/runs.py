@@ -65,13 +65,15 @@ class Runs:
                 found[sample.key] = known
             else:
                 unknown.setdefault(sample.key, sample)
-        parents = self._parents(call, list(unknown.values()))
+        parents, guesses = self._parents(call, list(unknown.values()))
         number = next(self.numbers)
-        for sample, parent in zip(unknown.values(), parents, strict=True):
+        for sample, parent, guess in zip(unknown.values(), parents, guesses, strict=True):
             depth = 0 if parent is None else parent.depth + 1
             depth = depth if call.depth is None else call.depth
             run = number if parent is None else parent.run
-            found[sample.key] = Step(sample, call.form, parent, depth, run, runs=self.number)
+            found[sample.key] = Step(
+                sample, call.form, parent, depth, run, runs=self.number, guess=guess
+            )
         return [
             self._placed(call, found[sample.key], conditions)
             for sample, conditions in zip(call.samples, call.conditions, strict=True)
@@ -118,13 +120,16 @@ class Runs:
                           changed, clock)  # fmt: skip
         return placed(None, Root.CONDITIONS)
 
-    def _parents(self, call: Call, samples: Sequence[Sample]) -> list[Step | None]:
-        """The step that each new sample continues."""
+    def _parents(
+        self, call: Call, samples: Sequence[Sample]
+    ) -> tuple[Sequence[Step | None], Sequence[Step | None]]:
+        """The step that each new sample continues; or only seems to."""
+        nothing = [None] * len(samples)
         if self.vouched:
             newest = next(reversed(self.records.values()), None)
             if newest is None or newest.form != call.form or len(newest.distinct) != len(samples):
-                return [None] * len(samples)
-            return list(newest.distinct)
+                return nothing, nothing
+            return newest.distinct, nothing
         tips = (
             known.distinct for known in reversed(self.records.values())
             if not known.continued and known.form == call.form
@@ -133,7 +138,7 @@ class Runs:
         found = origins(call, samples, tips, steps)
         self.counts.largest_accepted = max(self.counts.largest_accepted, found.accepted)
         self.counts.smallest_refused = min(self.counts.smallest_refused, found.refused)
-        return found.steps
+        return found.steps, found.guesses
 
     # What is known
 
@@ -272,7 +277,7 @@ class Runs:
             del self.steps[step.form, step.sample.key]
             if step.parent is not None:
                 step.parent.children -= 1
-            step.parent = None
+            step.parent = step.guess = None
 
 
 _estimated = functools.lru_cache(maxsize=256)(estimate_steps)

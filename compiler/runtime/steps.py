@@ -88,7 +88,8 @@ class Step:
     """A distinct sample. depth: how many steps its run had before; times: of these and its own.
     run: its run's number. children: steps that continue it. ended: runs that came by and are over.
     box: what its positions lie in, once that is known; runs: the number of the `Runs` it is of.
-    doubted: whether it may have been the origin of a sample for which that could not be told.
+    guess: where nothing is proven, the step that it seems to come from. What comes after it may be
+    made of that one's outputs, too; no state is taken from there.
     """
 
     sample: Sample
@@ -102,16 +103,17 @@ class Step:
     ended: int = 0
     box: tuple[Any, ...] = ()
     runs: int = 0
-    doubted: bool = False
+    guess: Step | None = None
 
-    def path(self, reach: int = REACH) -> Iterator[Step]:
-        """This step and those before it, newest first."""
+    def path(self, guessed: bool = False) -> Iterator[Step]:
+        """This step and those before it that a sampler may use, newest first; guessed: with those
+        that are not proven."""
         step: Step | None = self
-        for _ in range(reach):
+        for _ in range(REACH):
             if step is None:
                 return
             yield step
-            step = step.parent
+            step = step.parent or (step.guess if guessed else None)
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,8 @@ class Subject:
         return torch.randn(count, *self.shape, generator=generator), torch.arange(count) % 10
 
 
-def random_dit_b2() -> nn.Module:
-    """diffusers' DiT in the size B/2 with random weights, 16x16 latents."""
+def random_dit_b2(side: int = 16) -> nn.Module:
+    """diffusers' DiT in the size B/2 with random weights. side: of the latents."""
     from diffusers import DiTTransformer2DModel
 
     torch.manual_seed(0)
@@ -54,7 +54,7 @@ def random_dit_b2() -> nn.Module:
         in_channels=4,
         out_channels=4,
         num_layers=12,
-        sample_size=16,
+        sample_size=side,
         patch_size=2,
         num_embeds_ada_norm=1000,
     )

@@ -66,7 +66,7 @@ CHANGES: dict[str, Change] = {
 def test_adapters_between_runs() -> None:
     expected = [run for run, _ in through_changes(with_adapters(flux_pipeline()))]
     differences = [relative(one, other) > 1e-3 for one, other in itertools.pairwise(expected)]
-    assert differences == [name not in ("fused", "unfused") for name in CHANGES]
+    assert differences == [name != "unfused" for name in CHANGES]
     always = accel.accelerate(with_adapters(flux_pipeline()), **FULL)
     for (got, _), plain in zip(through_changes(always), expected, strict=True):
         torch.testing.assert_close(got, plain, rtol=1e-4, atol=1e-4)
@@ -105,8 +105,10 @@ def test_adapters_during_a_run(name: str) -> None:
     got = flux(always, callback_on_step_end=change)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
     assert relative(flux(fast, callback_on_step_end=change), expected) < 0.2
-    # The last run is the one with predicted steps.
-    assert computed[-STEPS + 10] == computed[-STEPS + 9] + 1
+    # The last run is the one with predicted steps. What parameters that are gone have computed is
+    # not counted any more.
+    kept = 0 if name == "deleted" else computed[-STEPS + 9]
+    assert computed[-STEPS + 10] == kept + 1
 
 
 def test_pictures_as_prompts() -> None:
@@ -216,33 +218,19 @@ def test_callbacks_that_only_look_change_nothing() -> None:
 # Offloading, as far as a CPU shows it
 
 
-def in_groups(pipeline: Any, kind: str) -> Any:
-    more = {"num_blocks_per_group": 1} if kind == "block_level" else {}
-    pipeline.transformer.enable_group_offload(
-        onload_device=torch.device("cpu"), offload_device=torch.device("cpu"), offload_type=kind,
-        **more,
-    )  # fmt: skip
-    return pipeline
-
-
-@pytest.mark.parametrize("kind", ["model", "block_level", "leaf_level"])
 @pytest.mark.parametrize("first", [True, False])
-def test_offloading(kind: str, first: bool) -> None:
+def test_offloading_a_model(first: bool) -> None:
     """Before accelerate and after it."""
 
-    def offloaded(pipeline: Any) -> Any:
-        if kind != "model":
-            return in_groups(pipeline, kind)
+    def built(**options: Any) -> Any:
         from accelerate import cpu_offload_with_hook
 
+        pipeline = flux_pipeline()
+        if not first:
+            accel.accelerate(pipeline, **options)
         # What `enable_model_cpu_offload` does where there is something to load to.
         cpu_offload_with_hook(pipeline.transformer, torch.device("cpu"))
-        return pipeline
-
-    def built(**options: Any) -> Any:
-        if first:
-            return accel.accelerate(offloaded(flux_pipeline()), **options)
-        return offloaded(accel.accelerate(flux_pipeline(), **options))
+        return accel.accelerate(pipeline, **options) if first else pipeline
 
     expected = flux(flux_pipeline())
     torch.testing.assert_close(flux(built(**FULL)), expected, rtol=1e-4, atol=1e-4)
@@ -250,6 +238,23 @@ def test_offloading(kind: str, first: bool) -> None:
     for run in (1, 2):
         assert relative(flux(fast), expected) < 0.2
         assert counts(fast) == (run * COMPUTED, run * (STEPS - COMPUTED))
+
+
+@pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
+def test_offloading_in_groups(kind: str) -> None:
+    """Diffusers keeps Dynamo out of its hooks at each block: nothing is skipped, and it is said."""
+    pipeline = accel.accelerate(flux_pipeline(), **TRUSTING)
+    groups = {"num_blocks_per_group": 1} if kind == "block_level" else {}
+    pipeline.transformer.enable_group_offload(
+        onload_device=torch.device("cpu"), offload_device=torch.device("cpu"), offload_type=kind,
+        **groups,
+    )  # fmt: skip
+    expected = flux(flux_pipeline(), steps=6)
+    torch.testing.assert_close(flux(pipeline, steps=6), expected, rtol=1e-4, atol=1e-4)
+    assert counts(pipeline) == (0, 0)
+    report = accel.report_of(pipeline.transformer)
+    assert not report.fullgraph
+    assert "captured in parts" in str(report)
 
 
 # Modular pipelines and their guiders
@@ -325,7 +330,7 @@ def test_many_runs_leave_nothing() -> None:
             raise CancelledError
         return given
 
-    def some(runs: int) -> tuple[int, int]:
+    def some(runs: int) -> int:
         nonlocal last
         for number in range(runs):
             last = 2 if number % 3 == 0 else 99
@@ -335,8 +340,7 @@ def test_many_runs_leave_nothing() -> None:
             except CancelledError:
                 assert number % 3 == 0
         gc.collect()
-        tensors = [each for each in gc.get_objects() if isinstance(each, Tensor)]
-        return len(tensors), sum(each.nbytes for each in tensors)
+        return sum(type(each) is Tensor for each in gc.get_objects())
 
     some(6)
     before = some(6)
