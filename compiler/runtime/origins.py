@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .blends import put_back
 from .provenance import FINE, fit, limits_of, rounding
 from .steps import Call, Evaluation, Sample, Step
 
@@ -19,9 +20,10 @@ __all__ = ["Origins", "answered", "origins"]
 MOST_COLUMNS = 12  # of a basis for one step: its sample, and outputs at it
 TRIED = 48  # steps that a sample is fitted to at the most
 RIVAL = 1.3  # how much more than a rival's a proof may leave
+BLENDS = 8  # steps of which a sample is tried to be a blend
 RELATED = 0.05  # the least correlation with what is fitted
 WITNESSED = 256  # samples whose outputs other models may look at
-CLOSE = 0.3  # of a sample, where less is left, a step may be what it comes from
+CLOSE = 0.95  # of a sample; where less is left, a step may be what it comes from
 CHANGING = 0.02  # of a sample's positions, where fewer are unchanged, none is left out for that
 FEWEST = 4  # positions that a fit needs beyond three for two columns
 
@@ -58,6 +60,9 @@ def origins(
             search.try_out([(index, each[index]) for index in search.open])
     if search.open:
         search.try_out(search.related(list(steps)))
+    if search.error <= FINE:
+        # In coarse types too few roundings lie between what is put back and what is not.
+        search.fit_to(search.partial(), blended=True)
     return search.found()
 
 
@@ -98,17 +103,35 @@ class _Search:
             (index, step) for index, step in pairs
             if (index, id(step)) not in self.tried and len(_columns(step)) > 1
         ]  # fmt: skip
+        self.tried |= {(index, id(step)) for index, step in pairs}
+        self.fit_to(pairs)
+
+    def partial(self) -> list[tuple[int, Step]]:
+        """Pairs of a sample that nothing explains and a step that does in part, as where known
+        pixels were put back."""
+        return [
+            (index, step)
+            for index, each in enumerate(self.best) if each.step is None
+            for _, step in sorted(each.partly, key=lambda pair: pair[0])[:BLENDS]
+        ]  # fmt: skip
+
+    def fit_to(self, pairs: list[tuple[int, Step]], blended: bool = False) -> None:
+        """Fit samples to steps. blended: but for pixels that were put back; what is left of a
+        sample may be little, so without other models' outputs."""
         if not pairs:
             return
-        self.tried |= {(index, id(step)) for index, step in pairs}
         proven = torch.ones(len(pairs), dtype=torch.bool)
         moved = torch.zeros(len(pairs), dtype=torch.bool)
         left = torch.zeros(len(pairs), dtype=torch.float64)
         for part in range(len(self.samples[0].values)):
             target = torch.stack([self.samples[index].values[part] for index, _ in pairs]).double()
-            basis, newest = _basis([step for _, step in pairs], part)
+            basis, newest, earlier = _basis([step for _, step in pairs], part, alone=blended)
             same = target == basis[..., 0]
             same &= same.double().mean(1, keepdim=True) > CHANGING
+            if blended:
+                for row in range(len(pairs)):
+                    back = put_back(target[row], basis[row][:, earlier[row]], self.error)
+                    same[row] = same[row] if back is None else back
             result = fit(target, basis, newest, self.error, same)
             # A part may stay what it is: a picture that is shown to the model at every step.
             still = same.all(1)
@@ -120,6 +143,8 @@ class _Search:
         for (index, step), proof, rest in zip(pairs, proven.tolist(), left.tolist(), strict=True):
             if rest > self.limits.unexplained:
                 self.refused = min(self.refused, rest)
+                if rest * self.error < CLOSE and not blended:
+                    self.best[index].partly.append((rest, step))
             elif proof:  # else it is explained by what came before that step
                 self.best[index].take(step, rest, self.limits.sure)
             else:
@@ -144,7 +169,8 @@ class _Best:
     """The best proof of where a sample comes from. left: see `provenance.Fit`; sure: whether it
     need not be compared with others. rivals: other steps that explain the sample, by a worse proof
     or without their outputs being needed, and what they leave. guess, near: the step that comes
-    nearest to an explanation, and what it leaves."""
+    nearest to an explanation, and what it leaves. partly: what is left by steps that explain it in
+    part."""
 
     step: Step | None = None
     left: float = float("inf")
@@ -152,6 +178,7 @@ class _Best:
     rivals: list[tuple[Step, float]] = field(default_factory=list)
     guess: Step | None = None
     near: float = float("inf")
+    partly: list[tuple[float, Step]] = field(default_factory=list)
 
     def take(self, step: Step | None, left: float, sure: float) -> None:
         if left < self.left:
@@ -214,31 +241,37 @@ def answered(evaluation: Evaluation, outputs: tuple[Tensor, ...], box: tuple[Any
     _witnesses.add(evaluation.step, outputs)
 
 
-def _columns(step: Step) -> list[tuple[Tensor, ...]]:
-    """A step's sample, and the outputs at it, for all parts of a sample."""
+def _columns(step: Step, alone: bool = False) -> list[tuple[Tensor, ...]]:
+    """A step's sample and the outputs at it, for all parts of a sample; alone: its model's only."""
     outputs = [each.outputs for each in reversed(step.evaluations) if each.outputs is not None]
-    outputs += _witnesses.others(step)
+    outputs += [] if alone else _witnesses.others(step)
     return [step.sample.values, *outputs[: MOST_COLUMNS - 1]]
 
 
-def _basis(steps: Sequence[Step], part: int) -> tuple[Tensor, Tensor]:
-    """What samples are fitted to: [S, P, K], the newest sample first; which are newest outputs."""
-    bases, marks = [], []
+def _basis(steps: Sequence[Step], part: int, alone: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """What samples are fitted to: [S, P, K], the newest sample first; which are newest outputs, and
+    which are samples. alone: see `_columns`."""
+    bases, marks, samples = [], [], []
     for step in steps:
-        columns, newest = [], []
+        columns, newest, earlier = [], [], []
         for age, each in enumerate(step.path(guessed=True)):
-            own = [values[part] for values in _columns(each)]
+            own = [values[part] for values in _columns(each, alone)]
             columns += own
             newest += [False, *[age == 0] * (len(own) - 1)]
+            earlier += [True, *[False] * (len(own) - 1)]
         bases.append(columns)
         marks.append(newest)
+        samples.append(earlier)
     width = max(map(len, bases))
     nothing = torch.zeros_like(bases[0][0])
     # One stack for all: there may be hundreds of small ones.
     flat = [each for columns in bases for each in [*columns, *[nothing] * (width - len(columns))]]
     filled = torch.stack(flat).double().view(len(bases), width, len(nothing))
-    padded = [[*each, *[False] * (width - len(each))] for each in marks]
-    return filled.mT, torch.tensor(padded)
+    padded, of_samples = (
+        torch.tensor([[*each, *[False] * (width - len(each))] for each in rows])
+        for rows in (marks, samples)
+    )
+    return filled.mT, padded, of_samples
 
 
 def _unit(values: Tensor) -> Tensor:

@@ -91,11 +91,13 @@ class Record:
 class _Model:
     """The runs and counters of one model. Dynamo may run several models by one graph.
 
+    held: its weights, as long as they live: adapters may be deleted.
     epoch: how often its weights were seen to change. What other weights computed is no history of
     what these compute, whoever holds it.
     """
 
     owner: weakref.ref[Any]
+    held: list[weakref.ref[Tensor]]
     runs: Runs
     epoch: int = 0
     counters: Counters = field(default_factory=Counters)
@@ -219,7 +221,8 @@ class PadeGraph:
         owner = weights[0] if weights else self
         model = self.models.get(key)
         if model is None or model.owner() is not owner:
-            model = _Model(weakref.ref(owner), Runs(limit=self.options.max_runs))
+            held = [weakref.ref(each) for each in weights]
+            model = _Model(weakref.ref(owner), held, Runs(limit=self.options.max_runs))
             self.models[key] = model
             for each in [k for k, m in self.models.items() if m.owner() is None]:
                 del self.models[each]
@@ -439,8 +442,9 @@ def graphs_of(parameters: frozenset[int]) -> list[tuple[PadeGraph, _Model]]:
     """The graphs and per-model records that belong to a model, by its parameters' ids."""
     found = []
     for graph in sorted(_graphs, key=lambda each: each.number):
-        for key, model in list(graph.models.items()):
-            if model.owner() is not None and key <= parameters:
+        for model in list(graph.models.values()):
+            held = {id(each) for ref in model.held if (each := ref()) is not None}
+            if model.owner() is not None and held and held <= parameters:
                 found.append((graph, model))
     return found
 
