@@ -19,7 +19,7 @@ __all__ = ["Origins", "answered", "origins"]
 
 MOST_COLUMNS = 12  # of a basis for one step: its sample, and outputs at it
 TRIED = 48  # steps that a sample is fitted to at the most
-RIVAL = 1.3  # how much more than a rival's a proof may leave
+RIVAL = 2.0  # how much more than a proof any other explanation has to leave, in coarse types
 BLENDS = 8  # steps of which a sample is tried to be a blend
 RELATED = 0.05  # the least correlation with what is fitted
 WITNESSED = 256  # samples whose outputs other models may look at
@@ -147,7 +147,7 @@ class _Search:
                     self.best[index].partly.append((rest, step))
             elif proof:  # else it is explained by what came before that step
                 self.best[index].take(step, rest, self.limits.sure)
-            else:
+            if not proof and rest <= RIVAL * self.limits.unexplained:
                 self.best[index].rivals.append((step, rest))
             if rest * self.error < CLOSE:
                 self.best[index].resembles(step, rest)
@@ -167,10 +167,10 @@ class _Search:
 @dataclass(eq=False)
 class _Best:
     """The best proof of where a sample comes from. left: see `provenance.Fit`; sure: whether it
-    need not be compared with others. rivals: other steps that explain the sample, by a worse proof
-    or without their outputs being needed, and what they leave. guess, near: the step that comes
-    nearest to an explanation, and what it leaves. partly: what is left by steps that explain it in
-    part."""
+    need not be compared with others. rivals: other steps that explain the sample or nearly so, by
+    a worse proof or without their outputs being needed, and what they leave. guess, near: the step
+    that comes nearest to an explanation, and what it leaves. partly: what is left by steps that
+    explain it in part."""
 
     step: Step | None = None
     left: float = float("inf")

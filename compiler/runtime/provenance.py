@@ -49,11 +49,12 @@ def limits_of(dtype: torch.dtype) -> Limits:
 
     In float32 a sampler's own arithmetic leaves up to 36 roundings (flow Heun; else up to 8), other
     runs and forks mostly 850 and more: only EDM's first and last steps hardly differ. In bfloat16
-    and float16 a run's own leave 0.8 to 1.7 (Heun's method more: it is not recognised), and others
-    8 and more, but for forks that differ by hardly more than the rounding. So what leaves more than
-    `sure` is compared with all else, and the best taken. In coarse types a smooth run's newest
-    output adds less than the rounding, too; but whatever the rounding is, an output that a sample
-    was not made of takes off one part in a thousand of what is left, not a tenth.
+    and float16 a run's own leave 0.8 to 1.7, and others 8 and more, but for forks that differ by
+    hardly more than the rounding. So what leaves more than `sure` is compared with all else, and
+    the best taken. In coarse types a smooth run's newest output adds less than the rounding, too;
+    but whatever the rounding is, an output that a sample was not made of takes off one part in a
+    thousand of what is left, not a tenth; and where another step explains a sample nearly as well,
+    neither is proven (`origins.RIVAL`).
     """
     if torch.finfo(dtype).eps > 1e-5:
         return Limits(unexplained=2.0, needed=1.1, sure=0.9)
