@@ -19,7 +19,9 @@ __all__ = ["Origins", "answered", "origins"]
 
 MOST_COLUMNS = 12  # of a basis for one step: its sample, and outputs at it
 TRIED = 48  # steps that a sample is fitted to at the most
-RIVAL = 2.0  # how much more than a proof any other explanation has to leave, in coarse types
+RIVAL = 2.0  # how much more than a proof any other explanation has to leave
+BETTER = 1.2  # how much more than a rival a proof leaves where that is no chance
+LATER = 3  # steps before a rival, among which the best makes it the likely origin
 BLENDS = 8  # steps of which a sample is tried to be a blend
 RELATED = 0.05  # the least correlation with what is fitted
 WITNESSED = 256  # samples whose outputs other models may look at
@@ -125,7 +127,11 @@ class _Search:
         left = torch.zeros(len(pairs), dtype=torch.float64)
         for part in range(len(self.samples[0].values)):
             target = torch.stack([self.samples[index].values[part] for index, _ in pairs]).double()
-            basis, newest, earlier = _basis([step for _, step in pairs], part, alone=blended)
+            basis, newest, earlier = _basis(
+                [step.path(self.limits.reach, guessed=True) for _, step in pairs],
+                part,
+                alone=blended,
+            )
             same = target == basis[..., 0]
             same &= same.double().mean(1, keepdim=True) > CHANGING
             if blended:
@@ -153,10 +159,11 @@ class _Search:
                 self.best[index].resembles(step, rest)
 
     def found(self) -> Origins:
-        """The result; in coarse types without what is in doubt."""
+        """The result, without what is in doubt."""
         for each in self.best:
-            if self.error > FINE and each.step is not None and each.doubtful():
-                each.guess = max((each.step, *each.likely()), key=lambda step: step.depth)
+            likely = each.likely(self.limits.alone)
+            if each.step is not None and likely:
+                each.guess = max((each.step, *likely), key=lambda step: step.depth)
                 each.step = None
         accepted = [each.left for each in self.best if each.step is not None]
         steps = [each.step for each in self.best]
@@ -192,18 +199,20 @@ class _Best:
         if left < self.near:
             self.guess, self.near = step, left
 
-    def likely(self) -> list[Step]:
-        """The rivals that may be the origin. In coarse types rounding hides what a smooth run's
-        newest output adds: its step explains the sample, unproven, and one before it seems to be
-        the origin."""
+    def likely(self, alone: float) -> list[Step]:
+        """The rivals that may be the origin instead: those that explain the sample better.
+
+        Where more than `alone` is left, those too that explain it nearly as well. In coarse types
+        rounding hides what a smooth run's newest output adds: its step explains the sample,
+        unproven, and one before it seems to be the origin.
+        """
+        if self.left <= alone:
+            return [rival for rival, left in self.rivals if BETTER * left < self.left]
         return [
             rival for rival, left in self.rivals
-            if left < RIVAL * self.left or any(s is self.step for s in rival.path(guessed=True))
+            if left < RIVAL * self.left
+            or any(step is self.step for step in rival.path(LATER, guessed=True))
         ]  # fmt: skip
-
-    def doubtful(self) -> bool:
-        """Whether a rival may be the origin."""
-        return bool(self.likely())
 
 
 class _Witnesses:
@@ -248,13 +257,15 @@ def _columns(step: Step, alone: bool = False) -> list[tuple[Tensor, ...]]:
     return [step.sample.values, *outputs[: MOST_COLUMNS - 1]]
 
 
-def _basis(steps: Sequence[Step], part: int, alone: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _basis(
+    paths: Sequence[Iterable[Step]], part: int, alone: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """What samples are fitted to: [S, P, K], the newest sample first; which are newest outputs, and
     which are samples. alone: see `_columns`."""
     bases, marks, samples = [], [], []
-    for step in steps:
+    for path in paths:
         columns, newest, earlier = [], [], []
-        for age, each in enumerate(step.path(guessed=True)):
+        for age, each in enumerate(path):
             own = [values[part] for values in _columns(each, alone)]
             columns += own
             newest += [False, *[age == 0] * (len(own) - 1)]

@@ -18,7 +18,6 @@ from torch import Tensor
 
 __all__ = ["FINE", "Fit", "Limits", "fit", "flattened", "limits_of", "positions", "rounding"]
 
-REACH = 3  # steps back that a sampler's formula is taken to use
 ROUNDED = 0.21  # root mean square of a rounding error, in the type's machine epsilons
 FINE = 1e-6  # the relative rounding error below which a type counts as fine
 RIDGE = 1e-13  # of the Gram matrix's diagonal: columns may be equal, or empty
@@ -32,11 +31,16 @@ class Limits:
     needed: how many times as much has to be left without the outputs of the newest step: what
         explains a sample without them is a line through noise, not a sampler.
     sure: where no more is left, no other step is tried.
+    alone: where more is left, no other step may explain the sample nearly as well.
+    reach: steps back that a sampler's formula is taken to use, its own included. LMS and PNDM use
+        four; in coarse types the fourth is below the rounding, and only adds to what fits.
     """
 
     unexplained: float
     needed: float
     sure: float
+    alone: float
+    reach: int
 
 
 def rounding(dtype: torch.dtype) -> float:
@@ -47,8 +51,9 @@ def rounding(dtype: torch.dtype) -> float:
 def limits_of(dtype: torch.dtype) -> Limits:
     """Limits by the coarsest type that a sampler rounds to.
 
-    In float32 a sampler's own arithmetic leaves up to 36 roundings (flow Heun; else up to 8), other
-    runs and forks mostly 850 and more: only EDM's first and last steps hardly differ. In bfloat16
+    In float32 a sampler's own arithmetic leaves up to 36 roundings (flow Heun; else up to 8), and
+    where it divides by small noise up to 120 (LMS, PNDM); other runs and forks leave mostly 850 and
+    more: only EDM's first and last steps hardly differ. In bfloat16
     and float16 a run's own leave 0.8 to 1.7, and others 8 and more, but for forks that differ by
     hardly more than the rounding. So what leaves more than `sure` is compared with all else, and
     the best taken. In coarse types a smooth run's newest output adds less than the rounding, too;
@@ -57,8 +62,8 @@ def limits_of(dtype: torch.dtype) -> Limits:
     neither is proven (`origins.RIVAL`).
     """
     if torch.finfo(dtype).eps > 1e-5:
-        return Limits(unexplained=2.0, needed=1.1, sure=0.9)
-    return Limits(unexplained=60.0, needed=10.0, sure=3.0)
+        return Limits(unexplained=2.0, needed=1.1, sure=0.9, alone=0.0, reach=3)
+    return Limits(unexplained=200.0, needed=10.0, sure=3.0, alone=60.0, reach=4)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from .steps import Call, Counts, Evaluation, Known, Placed, Root, Sample, Step
 
 __all__ = ["Runs"]
 
+BRANCHES = 3  # steps back that a branch may have been left out since
 KEPT = 16  # calls that are kept for each of `limit`
 KNOWN_LENGTHS = 32  # finished schedules that are remembered, to know a run's length beforehand
 
@@ -102,7 +103,7 @@ class Runs:
                 return placed(before, root, known.before, known.changed, known.clock, True)
         if step.parent is None:
             return placed(None, Root.NEW)
-        for earlier in step.parent.path():
+        for earlier in step.parent.path(BRANCHES):
             link, changed = _followed(earlier, conditions)
             if link is None:
                 continue

@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .provenance import REACH
-
 __all__ = ["Call", "Counts", "Evaluation", "Known", "Placed", "Root", "Sample", "Step"]
 
 
@@ -105,11 +103,11 @@ class Step:
     runs: int = 0
     guess: Step | None = None
 
-    def path(self, guessed: bool = False) -> Iterator[Step]:
-        """This step and those before it that a sampler may use, newest first; guessed: with those
-        that are not proven."""
+    def path(self, reach: int, guessed: bool = False) -> Iterator[Step]:
+        """This step and those before it, newest first, `reach` in all. guessed: with those that are
+        not proven."""
         step: Step | None = self
-        for _ in range(REACH):
+        for _ in range(reach):
             if step is None:
                 return
             yield step

@@ -26,7 +26,6 @@ from torch import Tensor
 
 from ...compiler.runtime.digest import digest
 from ...compiler.runtime.provenance import (
-    REACH,
     fit,
     flattened,
     limits_of,
@@ -59,6 +58,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "DEIS": ("DEISMultistepScheduler", {}),
     "EDM Euler": ("EDMEulerScheduler", {}),
     "EDM DPM-Solver++": ("EDMDPMSolverMultistepScheduler", {}),
+    "IPNDM": ("IPNDMScheduler", {}),
     "PNDM": ("PNDMScheduler", {"skip_prk_steps": True}),
     "Euler ancestral": ("EulerAncestralDiscreteScheduler", {}),
     "DDPM": ("DDPMScheduler", {}),
@@ -248,7 +248,7 @@ def _same(runs: list[list[Seen]], left: tuple[int, int], right: tuple[int, int])
 # Taken for a proof
 
 
-def pairs(runs: list[list[Seen]], reach: int = REACH) -> Iterator[tuple[Tensor, list[Seen]]]:
+def pairs(runs: list[list[Seen]], reach: int) -> Iterator[tuple[Tensor, list[Seen]]]:
     """Samples, each with steps that it does not come from."""
     for (one, run), (other, base) in itertools.product(enumerate(runs), repeat=2):
         for at, step in itertools.product(range(1, len(run)), range(len(base))):
@@ -265,6 +265,7 @@ def pairs(runs: list[list[Seen]], reach: int = REACH) -> Iterator[tuple[Tensor, 
 def proofs(cases: list[tuple[Tensor, list[Seen]]]) -> tuple[int, float]:
     """How many pairs count as a proof, and the least that any refused one left."""
     flat, taken, least = _flat(), 0, float("inf")
+    limits = limits_of(cases[0][0].dtype)
     for start in range(0, len(cases), 64):
         part = cases[start : start + 64]
         targets, bases, newest = [], [], []
@@ -273,7 +274,7 @@ def proofs(cases: list[tuple[Tensor, list[Seen]]]) -> tuple[int, float]:
             for age, seen in enumerate(path):
                 columns += [seen.sample, *(answer for _, answer in seen.branches)]
                 marks += [False, *[age == 0] * len(seen.branches)]
-            width = REACH * 4
+            width = limits.reach * 4
             nothing = torch.zeros_like(columns[0])
             columns += [nothing] * (width - len(columns))
             targets.append(sample.flatten()[flat].double())
@@ -283,7 +284,6 @@ def proofs(cases: list[tuple[Tensor, list[Seen]]]) -> tuple[int, float]:
         dtype = part[0][0].dtype
         found = fit(target, torch.stack(bases), torch.tensor(newest), rounding(dtype),
                     torch.zeros(target.shape, dtype=torch.bool))  # fmt: skip
-        limits = limits_of(dtype)
         taken += int(found.proves(limits).sum())
         refused = found.left[found.left > limits.unexplained]
         least = min(least, float(refused.min()) if len(refused) else least)
@@ -316,7 +316,7 @@ def measured(scheduler: str, form: str, dtype: torch.dtype) -> Row:
     runs = [sampled(scheduler, form, dtype, seed, weight)
             for seed, weight in ((1, 4.0), (2, 4.0), (1, 6.0), (1, 4.5))]  # fmt: skip
     share, wrong = recognised(runs, form == "one call of both")
-    cases = list(pairs(runs))
+    cases = list(pairs(runs, limits_of(dtype).reach))
     cases = random.Random(0).sample(cases, min(len(cases), PAIRS))
     taken, least = proofs(cases)
     return Row(scheduler, form, str(dtype)[6:], share, wrong, len(cases), taken, least)

@@ -33,6 +33,8 @@ GROWTH = 1.55
 MOST = 0.5  # the share from which on the very last step is computed
 LEAST = 0.3  # the share below which the last computed step comes no earlier
 FEWEST = 4  # a run of so few steps is computed in full
+SPACED = 1e-3  # how far times may be from a spacing that says how many there are
+MORE = 3  # steps that are taken to follow where the times fit no length
 WARMUP = 3  # of an interval schedule, where nothing else is said
 
 
@@ -65,6 +67,10 @@ def estimate_steps(
 
     relative, absolute: how far a time may be from what it was before it was rounded. Of all lengths
     that fit the times so far within that the one in the middle is taken, or `FEWEST` or less.
+
+    Other spacings (Karras, exponential, beta) do not say how many there will be: what is returned
+    for them is a guess, and at least `MORE` steps are taken to follow, as each step that seems to
+    be the last is computed.
     """
     if not times:
         return None
@@ -98,7 +104,10 @@ def estimate_steps(
             exact = last + times[last] * last / (first - times[last])
         # Whole numbers are spaced as they were meant, more often than not.
         if not fitting or (absolute and fitting[0] <= exact <= fitting[-1]):
-            return min(max(round(exact), last + 1), 1000)
+            found = min(max(round(exact), last + 1), 1000)
+            near = max(relative, SPACED), max(absolute, SPACED * first)
+            guessed = last > 2 and not fits_times(found, times, *near)
+            return max(found, last + MORE) if guessed else found
     return fitting[len(fitting) // 2] if fitting else None
 
 

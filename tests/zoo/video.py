@@ -501,4 +501,6 @@ def far_mask() -> Any:
     """The block mask of AnyFlow-FAR for its two chunks of one frame each."""
     (entry,) = [each for each in VIDEO if each.class_name == "AnyFlowFARTransformer3DModel"]
     model: Any = entry.build()
-    return model.build_attention_mask(chunk_partition=[1, 1], height=8, width=8)
+    # By default torch 2.14 makes it on the GPU that it was built for.
+    cpu = torch.device("cpu")
+    return model.build_attention_mask(chunk_partition=[1, 1], height=8, width=8, device=cpu)

@@ -121,14 +121,18 @@ def _turned(elements: Elements, node: fx.Node, indices: Indices) -> Value:
     return _swapped(elements, node, 0, 1, indices)
 
 
-def _attribute(elements: Elements, node: fx.Node, indices: Indices) -> Value:
-    if node.args[1] == "data":
-        return _kept(elements, node, indices)
-    if node.args[1] not in ("T", "mT") or len(indices) < 2:
-        raise UnknownError
-    if node.args[1] == "T" and len(indices) != 2:
+def _matrix_turned(elements: Elements, node: fx.Node, indices: Indices) -> Value:
+    if len(indices) < 2:
         raise UnknownError
     return _swapped(elements, node, len(indices) - 2, len(indices) - 1, indices)
+
+
+def _attribute(elements: Elements, node: fx.Node, indices: Indices) -> Value:
+    known = {"data": _kept, "T": _turned, "mT": _matrix_turned}
+    rule = known.get(str(node.args[1]))
+    if rule is None:
+        raise UnknownError
+    return rule(elements, node, indices)
 
 
 def _flip(elements: Elements, node: fx.Node, indices: Indices) -> Value:
@@ -354,7 +358,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("expand", "expand_as", "broadcast_to"), _expanded),
     "permute": _permute,
     **dict.fromkeys(("transpose", "swapaxes", "swapdims"), _transpose),
-    "t": _turned,
+    # torch 2.14 has operators in place of attributes.
+    **dict.fromkeys(("t", "numpy_T"), _turned),
+    "mT": _matrix_turned,
     "getattr": _attribute,
     "flip": _flip,
     "slice": _slice,

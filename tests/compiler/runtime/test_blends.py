@@ -23,7 +23,7 @@ def rectangle(top: int, left: int, side: int) -> Tensor:
 
 
 MASKS = {
-    "left": rectangle(0, 0, 4), "right": rectangle(3, 4, 4), "inside left": rectangle(1, 1, 3),
+    "left": rectangle(0, 0, 5), "right": rectangle(3, 4, 4), "inside left": rectangle(1, 1, 4),
     "across both": rectangle(2, 2, 5),
 }  # fmt: skip
 
