@@ -37,6 +37,8 @@ def torch_name(node: fx.Node) -> str:
     target, name = node.target, call_name(node)
     if isinstance(target, torch._ops.OpOverload):
         return target._schema.name.split("::")[1] if target.namespace == "aten" else ""
+    if isinstance(target, torch._ops.OpOverloadPacket):
+        return name if target._qualified_op_name == f"aten::{name}" else ""
     if node.op == "call_method":
         owner = node.args[0] if node.args else None
         plain = name.strip("_") if name.startswith("__") else name
