@@ -11,6 +11,7 @@ import numpy
 import pytest
 import torch
 from accel import EngineError
+from accel.compiler.cli import main
 from accel.compiler.export import sampling
 from accel.tests.models import dit, noise
 
@@ -52,13 +53,29 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "the input 'timestep' is missing" in done.stderr
     assert "Traceback" not in done.stderr
-    done = accel_command(tmp_path, "export", "mine:build", "--serve", "models", "--steps", "4")
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "models" / "DiTTransformer2DModel" / "config.pbtxt").is_file()
-    done = accel_command(tmp_path, "export", "mine:build")
-    assert "an engine's PATH, or --serve DIRECTORY" in done.stderr
-    done = accel_command(tmp_path, "export", "mine:nothing", "a.onnx")
-    assert "'mine:nothing' can't be found" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["mine:build", "--serve", "models", "--steps", "4"], ""),
+        (["mine:build"], "an engine's PATH, or --serve DIRECTORY"),
+        (["mine:nothing", "a.onnx"], "'mine:nothing' can't be found"),
+    ],
+)
+def test_the_command_line_once_more(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process, which has imported everything."""
+    (tmp_path / "mine.py").write_text(BUILDER)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["accel", "export", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert bool(ended.value.code) == bool(said)
+    assert said in str(ended.value.code)
+    assert said or (tmp_path / "models" / "DiTTransformer2DModel" / "config.pbtxt").is_file()
 
 
 def test_results_without_names(tmp_path: Path) -> None:
