@@ -348,8 +348,8 @@ def _page(rows: Sequence[Row]) -> str:
         "",
         f"{STEPS} steps, four runs in turn: two seeds, and of one three weights of guidance. In a "
         "cell the share of steps that were recognised; in brackets how many found a parent that "
-        "is not theirs (of some 76 to 152), where any did. Nothing can prove steps that add noise, as "
-        "those of the last three do, but for the last one of Euler's.",
+        "is not theirs (of some 76 to 152), where any did. Nothing can prove steps that add noise, "
+        "as those of the last three do, but for the last one of Euler's.",
     ]
     for dtype in dict.fromkeys(row.dtype for row in rows):
         some = [row for row in rows if row.dtype == dtype]
@@ -361,7 +361,8 @@ def _page(rows: Sequence[Row]) -> str:
             f"{sum(row.pairs for row in some):,} pairs of a sample and a step that it does not "
             f"come from, each looked at by itself, {sum(row.proofs for row in some)} would count "
             "as a proof: forks of one seed that hardly differ, and earlier steps of the same run. "
-            "In a run its own step is there, too: it explains the sample better, or none is proven.",
+            "In a run its own step is there, too: it explains the sample better, or none is "
+            "proven.",
             "",
             "| scheduler | " + " | ".join(FORMS) + " |",
             "|---" * (len(FORMS) + 1) + "|",
