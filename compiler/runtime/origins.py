@@ -22,7 +22,7 @@ TRIED = 48  # steps that a sample is fitted to at the most
 RIVAL = 2.0  # how much more than a proof any other explanation has to leave
 BETTER = 1.2  # how much more than a rival a proof leaves where that is no chance
 LATER = 3  # steps before a rival, among which the best makes it the likely origin
-BLENDS = 8  # steps of which a sample is tried to be a blend
+BLENDS, ALL_BLENDS = 8, 32  # steps of which a sample is tried to be a blend, and a whole call
 RELATED = 0.05  # the least correlation with what is fitted
 WITNESSED = 256  # samples whose outputs other models may look at
 CLOSE = 0.95  # of a sample; where less is left, a step may be what it comes from
@@ -103,7 +103,7 @@ class _Search:
         """Fit samples to steps, and keep the best of what is a proof."""
         pairs = [
             (index, step) for index, step in pairs
-            if (index, id(step)) not in self.tried and len(_columns(step)) > 1
+            if (index, id(step)) not in self.tried and _answered(step)
         ]  # fmt: skip
         self.tried |= {(index, id(step)) for index, step in pairs}
         self.fit_to(pairs)
@@ -111,10 +111,11 @@ class _Search:
     def partial(self) -> list[tuple[int, Step]]:
         """Pairs of a sample that nothing explains and a step that does in part, as where known
         pixels were put back."""
+        most = min(BLENDS, max(1, ALL_BLENDS // len(self.best)))
         return [
             (index, step)
             for index, each in enumerate(self.best) if each.step is None
-            for _, step in sorted(each.partly, key=lambda pair: pair[0])[:BLENDS]
+            for _, step in sorted(each.partly, key=lambda pair: pair[0])[:most]
         ]  # fmt: skip
 
     def fit_to(self, pairs: list[tuple[int, Step]], blended: bool = False) -> None:
@@ -248,6 +249,12 @@ def answered(evaluation: Evaluation, outputs: tuple[Tensor, ...], box: tuple[Any
     evaluation.outputs = outputs
     evaluation.step.box = box
     _witnesses.add(evaluation.step, outputs)
+
+
+def _answered(step: Step) -> bool:
+    """Whether any output at a step is known."""
+    own = any(each.outputs is not None for each in step.evaluations)
+    return own or bool(_witnesses.others(step))
 
 
 def _columns(step: Step, alone: bool = False) -> list[tuple[Tensor, ...]]:
