@@ -58,6 +58,7 @@ def origins(
     search = _Search(call, samples)
     # Mostly a call continues one of the last; its samples are in the same order.
     for each in tips:
+        search.tips.update(map(id, each))
         if len(each) == len(samples):
             search.try_out([(index, each[index]) for index in search.open])
     if search.open:
@@ -76,6 +77,7 @@ class _Search:
         self.error, self.limits = rounding(call.dtype), limits_of(call.dtype)
         self.best = [_Best() for _ in samples]
         self.tried: set[tuple[int, int]] = set()
+        self.tips: set[int] = set()
         self.refused = float("inf")
 
     @property
@@ -110,13 +112,18 @@ class _Search:
 
     def partial(self) -> list[tuple[int, Step]]:
         """Pairs of a sample that nothing explains and a step that does in part, as where known
-        pixels were put back."""
+        pixels were put back; first those of calls that nothing has continued yet."""
         most = min(BLENDS, max(1, ALL_BLENDS // len(self.best)))
         return [
             (index, step)
             for index, each in enumerate(self.best) if each.step is None
-            for _, step in sorted(each.partly, key=lambda pair: pair[0])[:most]
+            for _, step in sorted(each.partly, key=self.promising)[:most]
         ]  # fmt: skip
+
+    def promising(self, found: tuple[float, Step]) -> tuple[bool, float]:
+        """A key to sort what explains a sample in part."""
+        left, step = found
+        return id(step) not in self.tips, left
 
     def fit_to(self, pairs: list[tuple[int, Step]], blended: bool = False) -> None:
         """Fit samples to steps. blended: but for pixels that were put back; what is left of a
