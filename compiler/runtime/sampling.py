@@ -91,13 +91,13 @@ class Record:
 class _Model:
     """The runs and counters of one model. Dynamo may run several models by one graph.
 
-    held: its weights, as long as they live: adapters may be deleted.
+    held: its weights, as long as they live: adapters may be deleted; an engine's graph itself.
     epoch: how often its weights were seen to change. What other weights computed is no history of
     what these compute, whoever holds it.
     """
 
     owner: weakref.ref[Any]
-    held: list[weakref.ref[Tensor]]
+    held: list[weakref.ref[Any]]
     runs: Runs
     epoch: int = 0
     counters: Counters = field(default_factory=Counters)
@@ -221,7 +221,7 @@ class PadeGraph:
         owner = weights[0] if weights else self
         model = self.models.get(key)
         if model is None or model.owner() is not owner:
-            held = [weakref.ref(each) for each in weights]
+            held: list[weakref.ref[Any]] = [weakref.ref(each) for each in weights or [self]]
             model = _Model(weakref.ref(owner), held, Runs(limit=self.options.max_runs))
             self.models[key] = model
             for each in [k for k, m in self.models.items() if m.owner() is None]:
@@ -444,7 +444,7 @@ def graphs_of(parameters: frozenset[int]) -> list[tuple[PadeGraph, _Model]]:
     for graph in sorted(_graphs, key=lambda each: each.number):
         for model in list(graph.models.values()):
             held = {id(each) for ref in model.held if (each := ref()) is not None}
-            if model.owner() is not None and held and held <= parameters:
+            if model.owner() is not None and held <= parameters:
                 found.append((graph, model))
     return found
 
