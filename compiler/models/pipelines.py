@@ -214,13 +214,16 @@ def _accelerated(pipeline: Any) -> bool:
 
 
 def _call(original: Any) -> Any:
+    signature = inspect.signature(original)
+
     @functools.wraps(original)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         with _running(self) as run:
-            for name, given in kwargs.items():
-                if name in CALLBACKS and callable(given):
-                    kwargs[name] = noticing(given, run.edited)
-            return original(self, *args, **kwargs)
+            given = signature.bind(self, *args, **kwargs)
+            for name in CALLBACKS:
+                if callable(given.arguments.get(name)):
+                    given.arguments[name] = noticing(given.arguments[name], run.edited)
+            return original(*given.args, **given.kwargs)
 
     return call
 

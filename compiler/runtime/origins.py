@@ -20,7 +20,7 @@ __all__ = ["Origins", "answered", "origins"]
 MOST_COLUMNS = 12  # of a basis for one step: its sample, and outputs at it
 TRIED = 48  # steps that a sample is fitted to at the most
 RIVAL = 2.0  # how much more than a proof any other explanation has to leave
-BETTER = 1.2  # how much more than a rival a proof leaves where that is no chance
+BETTER = 1.2  # a proof that leaves so much more than a rival is none
 LATER = 3  # steps before a rival, among which the best makes it the likely origin
 BLENDS, ALL_BLENDS = 8, 32  # steps of which a sample is tried to be a blend, and a whole call
 RELATED = 0.05  # the least correlation with what is fitted
@@ -155,22 +155,22 @@ class _Search:
             left = torch.maximum(left, torch.where(still, 0.0, result.left))
         proven &= moved
         for (index, step), proof, rest in zip(pairs, proven.tolist(), left.tolist(), strict=True):
+            best = self.best[index]
+            if proof:
+                best.take(step, rest, self.limits.sure)
+            elif rest <= RIVAL * self.limits.unexplained:  # or by what came before that step
+                best.rivals.append((step, rest))
             if rest > self.limits.unexplained:
                 self.refused = min(self.refused, rest)
-                if rest * self.error < CLOSE and not blended:
-                    self.best[index].partly.append((rest, step))
-            elif proof:  # else it is explained by what came before that step
-                self.best[index].take(step, rest, self.limits.sure)
-            if not proof and rest <= RIVAL * self.limits.unexplained:
-                self.best[index].rivals.append((step, rest))
             if rest * self.error < CLOSE:
-                self.best[index].resembles(step, rest)
+                best.resembles(step, rest)
+                if rest > self.limits.unexplained and not blended:
+                    best.partly.append((rest, step))
 
     def found(self) -> Origins:
         """The result, without what is in doubt."""
         for each in self.best:
-            likely = each.likely(self.limits.alone)
-            if each.step is not None and likely:
+            if each.step is not None and (likely := each.likely(self.limits.alone)):
                 each.guess = max((each.step, *likely), key=lambda step: step.depth)
                 each.step = None
         accepted = [each.left for each in self.best if each.step is not None]
@@ -195,13 +195,13 @@ class _Best:
     near: float = float("inf")
     partly: list[tuple[float, Step]] = field(default_factory=list)
 
-    def take(self, step: Step | None, left: float, sure: float) -> None:
-        if left < self.left:
-            step, self.step = self.step, step
-            left, self.left = self.left, left
-            self.sure = self.left <= sure
-        if step is not None:
+    def take(self, step: Step, left: float, sure: float) -> None:
+        if left >= self.left:
             self.rivals.append((step, left))
+            return
+        if self.step is not None:
+            self.rivals.append((self.step, self.left))
+        self.step, self.left, self.sure = step, left, left <= sure
 
     def resembles(self, step: Step, left: float) -> None:
         if left < self.near:

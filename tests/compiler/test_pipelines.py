@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from ..models import relative
+
 STEPS = 20
 
 
@@ -103,10 +105,6 @@ def accelerate(pipeline: Any, **pade: Any) -> Any:
     options = {"lowering": "eager", "verify": True, "pade": pade}
     pipeline.transformer.compile(backend="accel", fullgraph=True, options=options)
     return pipeline
-
-
-def relative(got: Tensor, expected: Tensor) -> float:
-    return float((got - expected).norm() / expected.norm())
 
 
 def test_dit_pipeline() -> None:
