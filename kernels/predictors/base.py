@@ -13,10 +13,12 @@ from torch import Tensor
 __all__ = [
     "GRANULARITIES", "MOMENTS", "Predictor", "Signals", "along_differences", "differences_of",
     "distinct", "inner", "judge", "judged", "moments", "reduced_dims", "safe_divide", "trusted_or",
+    "usable",
 ]  # fmt: skip
 
 GRANULARITIES = ("sample", "channel", "token")
 MOMENTS = 5
+LARGEST = 2.0**20  # of a coefficient; float32 has 24 bits
 
 
 class Predictor(Protocol):
@@ -120,10 +122,20 @@ def differences_of(weights: Tensor) -> Tensor:
     """What `along_differences` takes, `[history - 1, batch]`, for a weight of each residual.
 
     weights: `[history, batch]`, newest first, at least two; taken to sum to 1, so that of the
-    newest is what the others leave. A sample whose weights overflowed gets 0: its newest residual.
+    newest is what the others leave.
     """
-    coefficients = -weights[1:].flip(0).cumsum(0).flip(0)
-    return torch.where(torch.isfinite(coefficients).all(0), coefficients, 0.0)
+    return usable(-weights[1:].flip(0).cumsum(0).flip(0))
+
+
+def usable(coefficients: Tensor) -> Tensor:
+    """Coefficients of differences, and 0 (the newest residual) for a sample whose are too large.
+
+    coefficients: `[history - 1, batch, ...]`. Times that nearly coincide give such. Beyond LARGEST
+    they would mostly forecast the rounding of float32 residuals, and what overflows at one scale
+    of the residuals would not at another.
+    """
+    # No comparison holds for what is not a number.
+    return torch.where((coefficients.abs() <= LARGEST).all(0), coefficients, 0.0)
 
 
 def reduced_dims(granularity: str, ndim: int) -> list[int]:

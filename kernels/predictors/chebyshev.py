@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import OptionError
-from .base import along_differences, differences_of, distinct, safe_divide
+from .base import along_differences, differences_of, distinct, safe_divide, usable
 
 __all__ = ["Chebyshev"]
 
@@ -64,8 +64,7 @@ class Chebyshev:
         nodes = times[1:]
         series = differences_of(self._weights(times, distinct(nodes), remaining))
         ahead = safe_divide(times[0] - nodes[0], nodes[0] - nodes[1])
-        ahead = torch.where(torch.isfinite(ahead), ahead, 0.0)
-        line = torch.cat([ahead[None], torch.zeros_like(series[1:])])
+        line = torch.cat([usable(ahead[None]), torch.zeros_like(series[1:])])
         return self.share * series + (1 - self.share) * line
 
     def _weights(self, times: Tensor, known: Tensor, remaining: Tensor) -> Tensor:

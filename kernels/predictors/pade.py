@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import OptionError
-from .base import GRANULARITIES, along_differences, safe_divide
+from .base import GRANULARITIES, along_differences, safe_divide, usable
 
 __all__ = ["Pade"]
 
@@ -88,7 +88,7 @@ class Pade:
         # Without its component along d1, of which the curve above takes care.
         along = safe_divide(together, size_last * spread)
         multipliers = torch.stack([straight + turned * along, -turned / spread])
-        return torch.where(torch.isfinite(multipliers).all(0), multipliers, 0.0)
+        return usable(multipliers)
 
     def _bounded(self, x: Tensor) -> Tensor:
         """A rate within the bounds, and far enough from 0 to divide by what becomes of it."""

@@ -18,7 +18,7 @@ from accel.kernels.predictors.chebyshev import Chebyshev
 from accel.kernels.predictors.hermite import Hermite
 from accel.kernels.predictors.pade import Pade
 from accel.kernels.predictors.polynomial import Taylor
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -101,6 +101,10 @@ def test_scale_equivariance(
     seed=st.integers(0, 99),
     exponent=st.integers(-20, 20),
 )
+@example(  # times that nearly coincide: coefficients of 1e38
+    times=[(0.0, 0.0), (500.0, 0.0), (1e-34, 0.0), *[(0.0, 0.0)] * (LONGEST - 2)],
+    known=3, left=0.0, seed=0, exponent=10,
+)  # fmt: skip
 def test_invariant_4_at_any_times(
     name: str,
     times: list[tuple[float, float]],
