@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...passes.pade.schedule import estimate_steps, fits_times
+from ...passes.pade.schedule import estimate_steps, fits_times, says_length
 from .origins import origins
 from .steps import Call, Counts, Evaluation, Known, Placed, Root, Sample, Step
 
@@ -205,17 +205,26 @@ class Runs:
     def length(self, placed: Placed) -> int | None:
         """How long a run will be, as far as it can be told: as the caller says, as another that
         began at the same times, or by its times."""
+        return self._length(placed)[0]
+
+    def _length(self, placed: Placed) -> tuple[int | None, bool]:
+        """The same, and whether it is more than a guess."""
         if self.steps_known is not None:
-            return self.steps_known
+            return self.steps_known, True
         estimate = _estimated(placed.times, *placed.error)
         step = placed.step
         others = self.lengths.get(placed.times[:2], {})
         known = max((length for run, length in others.items() if run != step.run), default=0)
         if estimate is None:
-            return known if known > step.depth and placed.times[-1] <= 0 else None
-        # A run that was cut off says nothing of the next one's length.
-        fits = abs(known - estimate) < known / 4 or fits_times(known, placed.times, *placed.error)
-        return known if known > step.depth and fits else estimate
+            return known if known > step.depth and placed.times[-1] <= 0 else None, False
+        told = _told(estimate, placed.times, *placed.error)
+        # A run that was cut off says nothing of the next one's length, but more than a guess does.
+        fits = (
+            not told
+            or abs(known - estimate) < known / 4
+            or fits_times(known, placed.times, *placed.error)
+        )
+        return known if known > step.depth and fits else estimate, told
 
     def is_over(self, placed: Placed) -> tuple[bool, bool]:
         """Whether a step is its run's last, as far as it can be told, and whether that is certain:
@@ -223,11 +232,11 @@ class Runs:
         times = placed.times
         if self.steps_known is None and len(times) > 1 and times[-1] <= 0 < times[0]:
             return True, True  # no time is left
-        steps = self.length(placed)
+        steps, told = self._length(placed)
         if steps is None or placed.step.depth < steps - 1:
             return False, False
         others = self.lengths.get(placed.times[:2], {})
-        return True, self.steps_known is not None or steps in others.values()
+        return True, told and (self.steps_known is not None or steps in others.values())
 
     def end(self, last: Step, certain: bool) -> None:
         """Say that a run is over by this step: forget it, back to where another has forked from it,
@@ -282,6 +291,7 @@ class Runs:
 
 
 _estimated = functools.lru_cache(maxsize=256)(estimate_steps)
+_told = functools.lru_cache(maxsize=256)(says_length)
 
 
 def _times(

@@ -21,6 +21,7 @@ __all__ = [
     "fits_times",
     "parse_schedule",
     "place",
+    "says_length",
 ]
 
 # Share of the steps that each preset computes.
@@ -34,6 +35,7 @@ MOST = 0.5  # the share from which on the very last step is computed
 LEAST = 0.3  # the share below which the last computed step comes no earlier
 FEWEST = 4  # a run of so few steps is computed in full
 SPACED = 1e-3  # how far times may be from a spacing that says how many there are
+SURE = 1e-4  # the same, to count more than the length of a run that began alike
 MORE = 3  # steps that are taken to follow where the times fit no length
 WARMUP = 3  # of an interval schedule, where nothing else is said
 
@@ -74,20 +76,14 @@ def estimate_steps(
     """
     if not times:
         return None
-    counts = [(time, len(list(same))) for time, same in itertools.groupby(times)]
-    distinct, often = [time for time, _ in counts], max(count for _, count in counts)
-    # Solvers that call the model twice or more at a time do so at nearly all; rounding does not.
-    if len(distinct) >= 3 and len(times) >= (len(distinct) - 2) * often + 2 > len(distinct):
+    distinct, often = _distinct(times)
+    if often > 1:
         steps = estimate_steps(distinct, relative, absolute)
         return None if steps is None else steps + (steps - 1) * (often - 1)
     if len(distinct) < 3:
         return None
-    first = times[0]
-    if times[1] > first:
-        end = 1.0 if max(times) <= 1.0 else 1000.0
-        times = [end - time for time in times]
-        first = times[0]
-    last = len(times) - 1
+    times = _falling(times)
+    first, last = times[0], len(times) - 1
     if times[last] <= 0 or times[1] > first or times[last] > times[1] or times[last] == first:
         return None
     fitting = [
@@ -105,10 +101,46 @@ def estimate_steps(
         # Whole numbers are spaced as they were meant, more often than not.
         if not fitting or (absolute and fitting[0] <= exact <= fitting[-1]):
             found = min(max(round(exact), last + 1), 1000)
-            near = max(relative, SPACED), max(absolute, SPACED * first)
-            guessed = last > 2 and not fits_times(found, times, *near)
+            guessed = last > 2 and not _spaced(found, times, relative, absolute, SPACED)
             return max(found, last + MORE) if guessed else found
     return fitting[len(fitting) // 2] if fitting else None
+
+
+def says_length(
+    steps: int, times: Sequence[float], relative: float = 0.0, absolute: float = 0.0
+) -> bool:
+    """Whether the times of a run's first steps say that it has so many; else that is a guess."""
+    distinct, often = _distinct(times)
+    if len(distinct) < 4:
+        return False  # through three there is always some spacing
+    # The inverse of how `estimate_steps` counts calls.
+    return _spaced((steps + often - 1) // often, _falling(distinct), relative, absolute, SURE)
+
+
+def _distinct(times: Sequence[float]) -> tuple[Sequence[float], int]:
+    """Times without repeats, and how many calls a sampler has at each: 1 where only rounding
+    repeats them."""
+    counts = [(time, len(list(same))) for time, same in itertools.groupby(times)]
+    distinct, often = [time for time, _ in counts], max(count for _, count in counts)
+    # Solvers that call the model twice or more at a time do so at nearly all; rounding does not.
+    if len(distinct) >= 3 and len(times) >= (len(distinct) - 2) * often + 2 > len(distinct):
+        return distinct, often
+    return (times if len(distinct) >= 3 else distinct), 1
+
+
+def _falling(times: Sequence[float]) -> Sequence[float]:
+    """Times that rise, as what is left of 1 or 1000."""
+    if times[1] <= times[0]:
+        return times
+    end = 1.0 if max(times) <= 1.0 else 1000.0
+    return [end - time for time in times]
+
+
+def _spaced(
+    steps: int, times: Sequence[float], relative: float, absolute: float, least: float
+) -> bool:
+    """Whether falling times are those of so many steps, shifted or not, to `least` of the first."""
+    return fits_times(steps, times, max(relative, least), max(absolute, least * times[0]))
 
 
 LENGTHS = (*range(3, 61), *range(64, 101, 4), 125, 150, 200, 250, 500, 1000)
