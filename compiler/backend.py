@@ -21,7 +21,7 @@ from .pipeline import rewrite
 from .runtime.sampling import PadeGraph
 from .runtime.tables import TableGraph
 
-__all__ = ["CompiledGraph", "accel_backend", "compiled_graphs"]
+__all__ = ["CompiledGraph", "accel_backend", "compiled_graphs", "forget_graphs", "is_whole"]
 
 _numbers = itertools.count()
 _compiled: weakref.WeakSet[CompiledGraph] = weakref.WeakSet()
@@ -147,3 +147,15 @@ def _filled(
 def compiled_graphs(parameters: frozenset[int]) -> list[CompiledGraph]:
     """The graphs that a model has run through, by its parameters' ids."""
     return [graph for graph in list(_compiled) if any(p in graph.owners for p in parameters)]
+
+
+def is_whole(graphs: Sequence[CompiledGraph]) -> bool:
+    """Whether Dynamo captured a model as one graph: these are that one, and it compiled again."""
+    return len({graph.frame for graph in graphs}) == 1 and not any(each.part for each in graphs)
+
+
+def forget_graphs(parameters: frozenset[int]) -> None:
+    """Let a model's graphs be found no more, as it runs through others from now on."""
+    for graph in compiled_graphs(parameters):
+        for each in parameters:
+            graph.owners.pop(each, None)

@@ -14,7 +14,7 @@ from ..kernels.errors import AccelError, OptionError
 from ..kernels.omnisparse.selection import SelectionSummary
 from ..passes import PASSES, PadePass, PassResult, Skip
 from ..passes.pade.schedule import Auto
-from .backend import compiled_graphs
+from .backend import compiled_graphs, is_whole
 from .capture import captured, not_whole
 from .export.engine import Engine
 from .lowering.partitions import partitions
@@ -161,8 +161,7 @@ def report_of(compiled: Any) -> Report:
             "the model has no graph compiled by accel yet; call it once, or use accel.explain"
         )
     reports = tuple(GraphReport(graph.calls, graph.results) for graph in graphs)
-    whole = len({graph.frame for graph in graphs}) == 1 and not any(each.part for each in graphs)
-    return Report(reports, graphs[0].options, whole)
+    return Report(reports, graphs[0].options, is_whole(graphs))
 
 
 def _owners(compiled: Any) -> frozenset[int]:

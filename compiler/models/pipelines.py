@@ -18,6 +18,7 @@ from ...kernels.errors import AccelError
 from ..options import parse_options
 from ..runtime.trajectory import Explicit, Moment, enter_explicit
 from .callbacks import noticing
+from .second_look import SecondLook
 
 __all__ = ["accelerate", "release"]
 
@@ -136,6 +137,7 @@ def accelerate(pipeline: Any, **options: Any) -> Any:
         for model in models:
             _users.setdefault(model, _Users(0, model._compiled_call_impl)).count += 1
             model.compile(backend="accel", options=options)
+            model._compiled_call_impl = SecondLook(model)
             if hasattr(model, "cache_context"):
                 _name_branches(model)
         # A class of its own, in which one method is another.
@@ -168,6 +170,8 @@ def release(pipeline: Any) -> Any:
             users.count -= 1
             if not users.count:
                 del _users[model]
+                if isinstance(model._compiled_call_impl, SecondLook):
+                    model._compiled_call_impl.undo()
                 model._compiled_call_impl = users.before
                 model.__dict__.pop("cache_context", None)
     return pipeline

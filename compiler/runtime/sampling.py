@@ -7,7 +7,7 @@ import itertools
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -108,7 +108,8 @@ class _Model:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What was decided for one call. fresh: samples that have no state yet."""
+    """What was decided for one call. fresh: samples that have no state yet. begun: of each sample,
+    the step that its state begins at."""
 
     runs: Runs
     epoch: int
@@ -117,6 +118,7 @@ class _Plan:
     compute: bool
     carried: Carried
     fresh: list[int]
+    begun: list[int]
     now: Tensor
     streams: list[StreamInputs]
 
@@ -201,8 +203,11 @@ class PadeGraph:
         record = self._record(plan, inputs, results)
         with self.lock:
             record.evaluations = plan.runs.add(plan.call, plan.placed, record)
-            for each, placed in zip(record.evaluations, plan.placed, strict=True):
+            for each, placed, begun in zip(
+                record.evaluations, plan.placed, plan.begun, strict=True
+            ):
                 each.last = each.step.depth + 1 if plan.compute else _last(placed)
+                each.begun = begun
             if record.left:
                 model.unread.append(record)
             if at_hand(record.left):
@@ -301,9 +306,13 @@ class PadeGraph:
         now = rules.sample_times(seen.times, self._size(self.state.batch, inputs))
         sources = [_source(each, model.epoch) for each in placed]
         carried, fresh = self._carried(sources, now, inputs)
+        begun = [
+            each.step.depth if each.before is None or index in fresh else each.before.begun
+            for index, each in enumerate(placed)
+        ]
         planned = bool(fresh) or any(
-            self.schedule.computes(each.step.depth, _last(each) - 1, runs.length(each))
-            for each in _alike(placed)
+            self.schedule.computes(each.step.depth, _last(each) - 1, runs.length(each), own)
+            for each, own in _alike(zip(placed, begun, strict=True))
         )
         compute = bool(rules.decide(carried, planned))
         if all(each.repeats for each in placed):
@@ -325,7 +334,7 @@ class PadeGraph:
                 counters.roots[why_root] = counters.roots.get(why_root, 0) + 1
         remaining = torch.tensor(_remaining(placed[0], runs.length(placed[0])), dtype=now.dtype)
         streams = rules.arguments(self.state.predictor, carried, now, remaining)
-        return _Plan(runs, model.epoch, call, placed, compute, carried, fresh, now, streams)
+        return _Plan(runs, model.epoch, call, placed, compute, carried, fresh, begun, now, streams)
 
     def _carried(
         self, sources: Sequence[tuple[Record, int] | None], now: Tensor, inputs: Sequence[Any]
@@ -402,17 +411,19 @@ class PadeGraph:
 
     def _release(self, plan: _Plan, record: Record) -> None:
         """Forget runs that are over; a step after all would be computed."""
-        ends = [plan.runs.is_over(each) for each in _alike(plan.placed)]
+        samples = _alike(zip(plan.placed, plan.begun, strict=True))
+        ends = [plan.runs.is_over(each) for each, _ in samples]
         if all(over for over, _ in ends):
             for step in {each.step for each in record.evaluations}:
                 plan.runs.end(step, all(certain for _, certain in ends))
 
 
-def _alike(placed: Sequence[Placed]) -> list[Placed]:
-    """One of those that are at the same point of a run."""
+def _alike(samples: Iterable[tuple[Placed, int]]) -> list[tuple[Placed, int]]:
+    """One of those that are at the same point of a run, with the step that its state begins at."""
     return list(
         {
-            (each.step.run, each.step.depth, each.times, _last(each)): each for each in placed
+            (each.step.run, each.step.depth, each.times, _last(each), begun): (each, begun)
+            for each, begun in samples
         }.values()
     )
 

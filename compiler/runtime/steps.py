@@ -65,6 +65,7 @@ class Evaluation:
     clock: which of the conditions are the time, by this branch's steps so far.
     stateful: whether that one's state was continued, too.
     last: the newest computed step of the branch with this one, counted from 1; 0 for none.
+    begun: the step that the oldest of its state is of.
     visits: how often it was made.
     """
 
@@ -77,6 +78,7 @@ class Evaluation:
     clock: frozenset[int]
     stateful: bool = False
     last: int = 0
+    begun: int = 0
     visits: int = 1
     outputs: tuple[Tensor, ...] | None = None
 

@@ -37,7 +37,7 @@ CHANNELS, SIDE = 4, 16
 PLAN = Auto(PRESETS["balanced"])
 FOLDER = Path(__file__).parent / "results"
 # How a class's times can be spaced, besides its own default way.
-SPACINGS = {
+SPACINGS: dict[str, dict[str, Any]] = {
     "Karras": {"use_karras_sigmas": True},
     "exponential": {"use_exponential_sigmas": True},
     "beta": {"use_beta_sigmas": True},
@@ -94,11 +94,12 @@ def model(dtype: torch.dtype) -> nn.Module:
     from diffusers import DiTTransformer2DModel
 
     torch.manual_seed(0)
-    made = DiTTransformer2DModel(
+    made: Any = DiTTransformer2DModel(
         num_attention_heads=2, attention_head_dim=16, in_channels=CHANNELS, out_channels=CHANNELS,
         num_layers=3, sample_size=SIDE, patch_size=2, num_embeds_ada_norm=10,
     )  # fmt: skip
-    return made.eval().to(dtype)
+    model: nn.Module = made.eval().to(dtype)
+    return model
 
 
 @torch.no_grad()

@@ -165,11 +165,13 @@ def fits_times(
 class Schedule(Protocol):
     """Says which steps to compute."""
 
-    def computes(self, step: int, last: int, steps: int | None) -> bool:
+    def computes(self, step: int, last: int, steps: int | None, begun: int = 0) -> bool:
         """Whether to compute a step.
 
         step: its number, from 0; last: the newest computed step (-1 if none); steps: how many the
-        run has, or will probably have; None if unknown.
+        run has, or will probably have; None if unknown. begun: the step that is the first of which
+        something is known: later than 0 in a branch that begins inside the run, or where state was
+        dropped (other weights, an edited sample).
         """
 
     def check(self, steps: int) -> None:
@@ -180,7 +182,7 @@ class Schedule(Protocol):
 class Full:
     """Always compute."""
 
-    def computes(self, step: int, last: int, steps: int | None) -> bool:
+    def computes(self, step: int, last: int, steps: int | None, begun: int = 0) -> bool:
         return True
 
     def check(self, steps: int) -> None:
@@ -189,7 +191,7 @@ class Full:
 
 @dataclass(frozen=True)
 class Interval:
-    """The first `warmup` steps, then every `interval`-th."""
+    """The first `warmup` steps (of a history, where it begins later), then every `interval`-th."""
 
     interval: int
     warmup: int = WARMUP
@@ -200,9 +202,10 @@ class Interval:
             if not isinstance(value, int) or value < 1:
                 raise OptionError(f"schedule {name} is {value!r}; it has to be a whole number >= 1")
 
-    def computes(self, step: int, last: int, steps: int | None) -> bool:
+    def computes(self, step: int, last: int, steps: int | None, begun: int = 0) -> bool:
         final = steps is not None and step == steps - 1
-        return step < self.warmup or (step - self.warmup + 1) % self.interval == 0 or final
+        warm = step < begun + self.warmup
+        return warm or (step - self.warmup + 1) % self.interval == 0 or final
 
     def check(self, steps: int) -> None:
         return None
@@ -226,7 +229,7 @@ class Listed:
                 "the first step from: add 0"
             )
 
-    def computes(self, step: int, last: int, steps: int | None) -> bool:
+    def computes(self, step: int, last: int, steps: int | None, begun: int = 0) -> bool:
         ordered = sorted(self.listed)
         gap = max((b - a for a, b in itertools.pairwise(ordered)), default=0)
         return step in self.listed or step > ordered[-1] + gap
@@ -241,7 +244,10 @@ class Listed:
 
 @dataclass(frozen=True)
 class Auto:
-    """A share of the steps, placed by `place`; the step count is estimated where unknown."""
+    """A share of the steps, placed by `place`; the step count is estimated where unknown.
+
+    Where a history begins later than the run, the rest is placed as a run of its own.
+    """
 
     share: float
 
@@ -249,10 +255,12 @@ class Auto:
         """The computed steps of a run of a known length."""
         return place(steps, math.ceil(self.share * steps))
 
-    def computes(self, step: int, last: int, steps: int | None) -> bool:
+    def computes(self, step: int, last: int, steps: int | None, begun: int = 0) -> bool:
         if steps is None or step >= steps:
             return True  # nobody planned for it
-        following = [planned for planned in self.placed(steps) if planned > last]
+        following = [
+            begun + planned for planned in self.placed(steps - begun) if begun + planned > last
+        ]
         # An estimate that changes from step to step must not stretch a gap: what counts is the
         # distance from the newest computed step.
         return bool(following) and step >= following[0]

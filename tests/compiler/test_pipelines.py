@@ -7,9 +7,8 @@ from typing import Any
 import accel
 import pytest
 import torch
+from accel.tests.models import relative
 from torch import Tensor
-
-from ..models import relative
 
 STEPS = 20
 
