@@ -106,8 +106,10 @@ class _PipelineRun:
             return
         if self.made == 0 and timestep is not None:
             # Where a run began later than was thought, it shows here.
-            time = float(timestep)
-            if time in self.times and time != self.times[self.first]:
+            # Some pipelines give each sample its own; where these differ, they say nothing.
+            each = set(timestep.flatten().tolist() if isinstance(timestep, Tensor) else [timestep])
+            time = float(each.pop())
+            if not each and time in self.times and time != self.times[self.first]:
                 self._start_at(self.times.index(time))
         self.made += 1
 

@@ -9,12 +9,12 @@ from ...pipelines_zoo import PIPELINES
 from ...pipelines_zoo.survey import STEPS, checked
 
 # One of each way in which pipelines say where they are: counted steps, whole and cut schedules,
-# two models, calls by name, calls in one batch, controls that change, edited pictures, and solvers
-# with several calls a step.
+# two models, calls by name, calls in one batch, controls that change, edited pictures, solvers
+# with several calls a step, and a time for each sample.
 SOME = (
     "DiTPipeline", "BriaPipeline", "FluxImg2ImgPipeline", "FluxKontextPipeline",
     "FluxControlNetPipeline", "StableDiffusion3Pipeline Heun", "WanPipeline 2.2",
-    "CogVideoXPipeline DPM", "StableAudioPipeline",
+    "CogVideoXPipeline DPM", "StableAudioPipeline", "SanaSprintImg2ImgPipeline",
 )  # fmt: skip
 
 
