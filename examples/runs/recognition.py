@@ -353,6 +353,7 @@ def _page(rows: Sequence[Row]) -> str:
     ]
     for dtype in dict.fromkeys(row.dtype for row in rows):
         some = [row for row in rows if row.dtype == dtype]
+        forms = dict.fromkeys(row.guidance for row in some)
         lines += [
             "",
             f"## {dtype}",
@@ -364,14 +365,14 @@ def _page(rows: Sequence[Row]) -> str:
             "In a run its own step is there, too: it explains the sample better, or none is "
             "proven.",
             "",
-            "| scheduler | " + " | ".join(FORMS) + " |",
-            "|---" * (len(FORMS) + 1) + "|",
+            "| scheduler | " + " | ".join(forms) + " |",
+            "|---" * (len(forms) + 1) + "|",
         ]
-        for scheduler in SCHEDULERS:
+        for scheduler in dict.fromkeys(row.scheduler for row in some):
             own = {row.guidance: row for row in some if row.scheduler == scheduler}
             cells = [
                 f"{own[form].recognised:.0%}" + (f" ({own[form].wrong})" if own[form].wrong else "")
-                for form in FORMS
+                for form in forms
             ]
             lines.append(f"| {scheduler} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
