@@ -134,7 +134,9 @@ def _page(rows: list[dict[str, str]]) -> str:
         f"{sum(row.holds for row in found)} the result with every step computed equals the plain "
         "pipeline's, and a second call (other seed, prompt, size, batch, 10 steps) is what it is "
         f"in a pipeline of its own, both to 1e-4; {sum(row.predicted > 0 for row in found)} "
-        "predict steps. The error is that of random weights, with the check of errors off.",
+        "predict steps. The error is that of random weights, with the check of errors off. Where "
+        "the second call differs, Dynamo has compiled anew inside one of the two runs (Z-Image: at "
+        "its second call): state does not pass from graph to graph, so a step more is computed.",
         "",
         "| pipeline | always computed | calls computed, predicted | error | second call | note |",
         "|---|---|---|---|---|---|",
