@@ -30,10 +30,12 @@ _users: weakref.WeakKeyDictionary[nn.Module, _Users] = weakref.WeakKeyDictionary
 
 @dataclass
 class _Users:
-    """Of a model: how many accelerated pipelines share it, and how it was called before."""
+    """Of a model: how many accelerated pipelines share it, how it was called before, and how it is
+    called now."""
 
     count: int
     before: Any
+    now: SecondLook | None = None
 
 
 @dataclass(eq=False)
@@ -107,9 +109,9 @@ class _PipelineRun:
         if self.made == 0 and timestep is not None:
             # Where a run began later than was thought, it shows here.
             # Some pipelines give each sample its own; where these differ, they say nothing.
-            each = set(timestep.flatten().tolist() if isinstance(timestep, Tensor) else [timestep])
-            time = float(each.pop())
-            if not each and time in self.times and time != self.times[self.first]:
+            given = set(timestep.flatten().tolist() if isinstance(timestep, Tensor) else [timestep])
+            time = float(given.pop())
+            if not given and time in self.times and time != self.times[self.first]:
                 self._start_at(self.times.index(time))
         self.made += 1
 
@@ -137,9 +139,12 @@ def accelerate(pipeline: Any, **options: Any) -> Any:
         release(pipeline)
     with _lock:
         for model in models:
-            _users.setdefault(model, _Users(0, model._compiled_call_impl)).count += 1
+            users = _users.setdefault(model, _Users(0, model._compiled_call_impl))
+            users.count += 1
+            if users.now is not None:
+                users.now.undo()
             model.compile(backend="accel", options=options)
-            model._compiled_call_impl = SecondLook(model)
+            model._compiled_call_impl = users.now = SecondLook(model)
             if hasattr(model, "cache_context"):
                 _name_branches(model)
         # A class of its own, in which one method is another.
@@ -172,8 +177,8 @@ def release(pipeline: Any) -> Any:
             users.count -= 1
             if not users.count:
                 del _users[model]
-                if isinstance(model._compiled_call_impl, SecondLook):
-                    model._compiled_call_impl.undo()
+                if users.now is not None:
+                    users.now.undo()
                 model._compiled_call_impl = users.before
                 model.__dict__.pop("cache_context", None)
     return pipeline

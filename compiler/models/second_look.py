@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import types
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -29,12 +28,11 @@ class SecondLook:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = weakref.ref(model)
-        self.compiled: Callable[..., Any] | None = model._compiled_call_impl
+        self.compiled: Any = model._compiled_call_impl
         self.called = False
         self.own: types.MethodType | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        assert self.compiled is not None
         if self.called:
             return self.compiled(*args, **kwargs)
         model = self.model()

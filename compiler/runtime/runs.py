@@ -228,7 +228,7 @@ class Runs:
 
     def is_over(self, placed: Placed) -> tuple[bool, bool]:
         """Whether a step is its run's last, as far as it can be told, and whether that is certain:
-        as the caller says, or as another run was."""
+        as the caller says, or as another run was and the times say, too."""
         times = placed.times
         if self.steps_known is None and len(times) > 1 and times[-1] <= 0 < times[0]:
             return True, True  # no time is left

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ...compiler.report import report_of
 from ...passes.codebook.contraction import Generated
-from .records import seconds, write
+from ..records import seconds, write
 
 __all__ = ["main"]
 

@@ -27,8 +27,8 @@ from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import RowwiseParallel, parallelize_module
 
 from ...compiler.models.solid import DynamicModel, Recommender, dynamize
+from ..records import write
 from .backbones import DYNAMIC, SASRec
-from .records import write
 from .train import Objective
 
 __all__ = ["made_up", "main", "sharded"]

@@ -18,8 +18,8 @@ from torch._inductor.async_compile import shutdown_compile_workers
 from torch._inductor.utils import fresh_cache
 
 from ...compiler.models.solid import Recommender, dynamize
+from ..records import seconds, write
 from .backbones import BACKBONES, DYNAMIC
-from .records import seconds, write
 
 __all__ = ["main"]
 

@@ -11,7 +11,6 @@ the plan has for its number of calls.
 from __future__ import annotations
 
 import copy
-import csv
 import functools
 import inspect
 import itertools
@@ -19,7 +18,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from torch import nn
 
 from ... import stats, trajectory
 from ...passes.pade.schedule import PRESETS, Auto
+from .. import records
 
 __all__ = ["Row", "measured", "schedulers", "write"]
 
@@ -35,6 +35,7 @@ STEPS = (8, 20, 28, 30, 50)
 TYPES = (torch.float32, torch.bfloat16)
 CHANNELS, SIDE = 4, 16
 PLAN = Auto(PRESETS["balanced"])
+OPTIONS: dict[str, Any] = {"lowering": "eager", "pade": {"max_error": 1e9}}
 FOLDER = Path(__file__).parent / "results"
 # How a class's times can be spaced, besides its own default way.
 SPACINGS: dict[str, dict[str, Any]] = {
@@ -85,9 +86,6 @@ def _default(one: type, settings: dict[str, Any]) -> bool:
     return all(own[key] == value for key, value in settings.items())
 
 
-OPTIONS: dict[str, Any] = {"lowering": "eager", "pade": {"max_error": 1e9}}
-
-
 @functools.cache
 def model(dtype: torch.dtype) -> nn.Module:
     """diffusers' DiT: 3 blocks, 64 tokens, gates that let every block matter."""
@@ -104,8 +102,9 @@ def model(dtype: torch.dtype) -> nn.Module:
 
 @torch.no_grad()
 def sampled(
-    fast: Callable[..., Any], own: Any, steps: int, dtype: torch.dtype, seed: int, explicit: bool
-) -> int:
+    fast: Callable[..., Any], own: Any, steps: int, dtype: torch.dtype, seed: int,
+    explicit: bool = False,
+) -> int:  # fmt: skip
     """A run by a scheduler, as pipelines do it; how often it called the model."""
     own.set_timesteps(steps)
     generator = torch.Generator().manual_seed(seed)
@@ -113,9 +112,9 @@ def sampled(
     state = (state * getattr(own, "init_noise_sigma", 1.0)).to(dtype)
     more = {"generator": generator} if "generator" in _defaults(own.step) else {}
     calls = len(own.timesteps)
+    scale = getattr(own, "scale_model_input", None)
     with trajectory(fast, calls) if explicit else nullcontext():
         for time in own.timesteps:
-            scale = getattr(own, "scale_model_input", None)
             given = state if scale is None else scale(state, time)
             when = time.expand(1)
             when = when.to(dtype) if when.is_floating_point() else when
@@ -147,16 +146,18 @@ def measured(name: str, steps: int, dtype: torch.dtype) -> Row:
     """Sample three times with a model of its own, which no earlier row's runs are of."""
     one, settings = schedulers()[name]
     own_type = str(dtype)[6:]
-    fast = torch.compile(copy.deepcopy(model(dtype)), backend="accel", options=OPTIONS)
+    plain = copy.deepcopy(model(dtype))
+    fast = torch.compile(plain, backend="accel", options=OPTIONS)
     counts = [0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # schedulers warn of what others would set
         try:
-            for seed in (1, 2, 3):
-                calls = sampled(fast, one(**settings), steps, dtype, seed, seed == 3)
-                counts.append(stats(fast).full_steps)
+            calls = sampled(plain, one(**settings), steps, dtype, 1)
         except Exception as error:  # whatever a scheduler raises is its row
             return Row(name, steps, own_type, declined=f"{type(error).__name__}: {error}")
+        for seed in (1, 2, 3):
+            sampled(fast, one(**settings), steps, dtype, seed, explicit=seed == 3)
+            counts.append(stats(fast).full_steps)
     first, second, explicit = (after - before for before, after in itertools.pairwise(counts))
     planned = len(PLAN.placed(calls))
     return Row(name, steps, own_type, calls, planned, first, second, explicit)
@@ -173,12 +174,7 @@ def run(folder: Path, say: Callable[[str], None] = print) -> None:
 
 def write(folder: Path, rows: Sequence[Row]) -> None:
     """Write the table, and a page that says what it shows."""
-    folder.mkdir(parents=True, exist_ok=True)
-    names = [each.name for each in fields(Row)]
-    with (folder / "lengths.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(names)
-        table.writerows([[getattr(row, name) for name in names] for row in rows])
+    records.write(folder / "lengths.csv", [asdict(row) for row in rows])
     (folder / "lengths.md").write_text(_page(rows))
 
 

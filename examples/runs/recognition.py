@@ -10,14 +10,13 @@ its own run), how many are taken for a proof.
 
 from __future__ import annotations
 
-import csv
 import inspect
 import itertools
 import random
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from ...compiler.runtime.provenance import (
 )
 from ...compiler.runtime.runs import Runs
 from ...compiler.runtime.steps import Call, Sample
+from .. import records
 
 __all__ = ["FORMS", "SCHEDULERS", "Row", "measured", "sampled", "write"]
 
@@ -333,12 +333,7 @@ def run(folder: Path, say: Callable[[str], None] = print) -> None:
 
 def write(folder: Path, rows: Sequence[Row]) -> None:
     """Write the table, and a page that says what it shows."""
-    folder.mkdir(parents=True, exist_ok=True)
-    names = [each.name for each in fields(Row)]
-    with (folder / "recognition.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(names)
-        table.writerows([[getattr(row, name) for name in names] for row in rows])
+    records.write(folder / "recognition.csv", [asdict(row) for row in rows])
     (folder / "recognition.md").write_text(_page(rows))
 
 

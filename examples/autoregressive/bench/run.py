@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from ....compiler.models.zipar import ZipAR
 from ....kernels.errors import OptionError
+from ... import records
 from ..generator import load_generator
 from ..tokenizer import COLUMNS, load_tokenizer
 from .baselines import Jacobi, Released
@@ -79,7 +79,4 @@ def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         {key: round(each, 4) if isinstance(each, float) else each for key, each in row.items()}
         for row in rows
     ]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rounded[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rounded)
+    records.write(path, rounded)

@@ -1,4 +1,4 @@
-"""A run is as long as the one before that began alike, however its times are spaced."""
+"""How long a run is, and what of it is planned where its state begins inside it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ SPACINGS: dict[str, Callable[[float], float]] = {
 LABELS = torch.tensor([1, 2])
 
 
+# Random weights predict badly; what is tested is which steps are predicted.
+OPTIONS: dict[str, Any] = {"lowering": "eager", "pade": {"max_error": 1e9}}
+
+
 def compiled() -> Any:
-    # Random weights predict badly; what is tested is which steps are predicted.
-    options = {"lowering": "eager", "pade": {"max_error": 1e9}}
-    return torch.compile(dit(2), backend="accel", fullgraph=True, options=options)
+    return torch.compile(dit(2), backend="accel", fullgraph=True, options=OPTIONS)
 
 
 @torch.no_grad()
@@ -66,3 +68,38 @@ def test_a_later_run_keeps_to_the_plan(spacing: str, sampler: Any, cancelled: in
     with accel.trajectory(alone, steps=calls):
         expected = sampler(alone, noise(seed=9), LABELS, times=times)
     torch.testing.assert_close(got[-1], expected[-1])
+
+
+@pytest.mark.parametrize("boundary", [9, 12, 15])
+@torch.no_grad()
+def test_a_run_goes_on_with_other_weights_as_a_run_of_its_own(boundary: int) -> None:
+    """The same steps are computed and predicted as by another model that begins there."""
+    models = dit(2), dit(2)
+    before, after = (torch.compile(model, backend="accel", options=OPTIONS) for model in models)
+    times = [1 - i / 20 for i in range(20)]
+
+    def steps(model: Any, state: Tensor, part: list[float]) -> Tensor:
+        for time in part:
+            timestep = torch.full((len(state),), time * 1000)
+            output = model(state, timestep=timestep, class_labels=LABELS, return_dict=False)[0]
+            state = state - 0.05 * 0.3 * output
+        return state
+
+    change(models[1])
+    middle = steps(before, noise(), times[:boundary])
+    computed = accel.stats(before).full_steps
+    change(models[0])
+    got = steps(before, middle, times[boundary:])
+    assert accel.stats(before).weight_changes == 1
+    with accel.trajectory(after, steps=20 - boundary):
+        expected = steps(after, middle, times[boundary:])
+    assert accel.stats(before).full_steps - computed == accel.stats(after).full_steps
+    torch.testing.assert_close(got, expected)
+
+
+def change(model: Any) -> None:
+    """Other weights in the blocks."""
+    for name, weight in model.named_parameters():
+        if "transformer_blocks" in name and weight.dim() == 2:
+            generator = torch.Generator().manual_seed(weight.numel())
+            weight.add_(weight.std() * torch.randn(weight.shape, generator=generator))

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
-def run(schedule: object, steps: int, known: int | None) -> list[int]:
-    """The computed steps of a run that always follows the schedule."""
+def run(schedule: object, steps: int, known: int | None, begun: int = 0) -> list[int]:
+    """The computed steps of a run that always follows the schedule, from where it has begun."""
     computed: list[int] = []
-    for step in range(steps):
+    for step in range(begun, steps):
         last = computed[-1] if computed else -1
-        if not computed or schedule.computes(step, last, known):
+        if not computed or schedule.computes(step, last, known, begun):
             computed.append(step)
     return computed
 
@@ -43,6 +43,20 @@ def test_auto_follows_its_placement(preset: str) -> None:
     assert isinstance(schedule, Auto)
     assert run(schedule, 20, 20) == list(schedule.placed(20))
     assert len(run(schedule, 20, 20)) == {"quality": 10, "balanced": 8, "fast": 6}[preset]
+
+
+@given(steps=st.integers(1, 60), share=st.floats(0.05, 1.0), begun=st.integers(0, 59))
+def test_what_begins_inside_a_run_is_placed_as_a_run_of_its_own(
+    steps: int, share: float, begun: int
+) -> None:
+    begun = min(begun, steps - 1)
+    schedule = Auto(share)
+    rest = [begun + step for step in schedule.placed(steps - begun)]
+    assert run(schedule, steps, steps, begun) == rest
+
+
+def test_an_interval_warms_up_where_a_history_begins() -> None:
+    assert run(Interval(4, 3), 16, None, 6) == [6, 7, 8, 10, 14]
 
 
 def test_auto_computes_everything_of_few_steps_or_unknown_length() -> None:
