@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 
-def dit(blocks: int = 4, seed: int = 0) -> nn.Module:
+def dit(blocks: int = 2, seed: int = 0) -> nn.Module:
     """diffusers' DiT: 2 heads of 16, 16 tokens, with gates that let every block matter."""
     from diffusers import DiTTransformer2DModel
 

@@ -62,6 +62,11 @@ def _reaches_layer(sine: fx.Node) -> bool:
     return False
 
 
+def _extents(value: torch.Tensor) -> int:
+    """How many dimensions a value extends in: a time for each frame may have ones around it."""
+    return sum(not (isinstance(size, int) and size == 1) for size in value.shape)
+
+
 def _embedded_inputs(sine: fx.Node) -> set[fx.Node]:
     found, seen, todo = set(), set(), list(sine.all_input_nodes)
     while todo:
@@ -72,7 +77,7 @@ def _embedded_inputs(sine: fx.Node) -> set[fx.Node]:
         if node.op == "placeholder" and not is_model_state(node):
             value = value_of(node)
             scalar = isinstance(value, (torch.SymInt, torch.SymFloat, int, float))
-            if scalar or (isinstance(value, torch.Tensor) and value.dim() <= 3):
+            if scalar or (isinstance(value, torch.Tensor) and _extents(value) <= 3):
                 found.add(node)
         elif call_name(node) in _BEFORE_SINE:
             todo.extend(node.all_input_nodes)

@@ -299,7 +299,7 @@ def test_another_resolution_and_back(lowering: str) -> None:
     """Height and width both become free, so the token count is a product of two symbols."""
     fast = compiled(dit(), lowering=lowering)
     for size in (8, 12, 16, 8):
-        alone = euler(compiled(dit(), lowering=lowering), noise(size=size), LABELS)
+        alone = euler(compiled(dit()), noise(size=size), LABELS)
         got = euler(fast, noise(size=size), LABELS)
         torch.testing.assert_close(got[-1], alone[-1], rtol=1e-4, atol=1e-5)
     stats = accel.stats(fast)
@@ -409,7 +409,7 @@ def test_a_gate_can_refuse_every_skip() -> None:
 
 
 def test_many_runs_hold_no_memory() -> None:
-    """1,000 runs with ever new prompts and lengths, some cut off."""
+    """300 runs with ever new prompts and lengths, some cut off."""
     torch.set_num_threads(1)  # for such small work, threads only cost time
     one_run = 3 * 2 * 16 * 32 * 4
     fast = compiled(dit(blocks=2), pade={"max_runs": 4, "max_state_bytes": 4 * one_run})
@@ -424,8 +424,8 @@ def test_many_runs_hold_no_memory() -> None:
         return sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects())
 
     before = runs(100)
-    assert runs(900) <= before + 40
-    assert accel.stats(fast).runs >= 1000
+    assert runs(200) <= before + 40
+    assert accel.stats(fast).runs >= 300
     assert accel.stats(fast).state_bytes <= 4 * one_run
 
 
@@ -451,7 +451,7 @@ def test_training_passes_through(lowering: str) -> None:
     report = accel.explain(model, noise(), timestep=timestep, class_labels=LABELS)
     assert not report.passes["pade"].matched
     assert report.passes["pade"].skipped[0].reason.value == "training graph"
-    assert report.passes["outline"].matched == ("transformer_blocks (4 blocks)",)
+    assert report.passes["outline"].matched == ("transformer_blocks (2 blocks)",)
 
 
 @pytest.mark.parametrize("lowering", ["eager", "inductor"])

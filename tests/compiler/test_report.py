@@ -25,7 +25,7 @@ def test_every_pass_has_an_entry() -> None:
     report = explained()
     assert list(report.passes) == [kind.name for kind in PASSES]
     assert report.fullgraph
-    assert report.passes["pade"].matched == ("transformer_blocks (4)",)
+    assert report.passes["pade"].matched == ("transformer_blocks (2)",)
     assert report.passes["pade"].details[0]["state_bytes"] == 3 * 2 * 16 * 32 * 4
     text = str(report)
     assert "of 20 steps computes 8" in text
