@@ -62,9 +62,10 @@ def _reaches_layer(sine: fx.Node) -> bool:
     return False
 
 
-def _extents(value: torch.Tensor) -> int:
-    """How many dimensions a value extends in: a time for each frame may have ones around it."""
-    return sum(not (isinstance(size, int) and size == 1) for size in value.shape)
+def _may_be_time(value: torch.Tensor) -> bool:
+    """Whether a tensor has the shape of times: a few numbers for each sample, or one for each frame
+    or place, without channels."""
+    return value.dim() <= 3 or (isinstance(value.shape[1], int) and value.shape[1] == 1)
 
 
 def _embedded_inputs(sine: fx.Node) -> set[fx.Node]:
@@ -77,7 +78,7 @@ def _embedded_inputs(sine: fx.Node) -> set[fx.Node]:
         if node.op == "placeholder" and not is_model_state(node):
             value = value_of(node)
             scalar = isinstance(value, (torch.SymInt, torch.SymFloat, int, float))
-            if scalar or (isinstance(value, torch.Tensor) and _extents(value) <= 3):
+            if scalar or (isinstance(value, torch.Tensor) and _may_be_time(value)):
                 found.add(node)
         elif call_name(node) in _BEFORE_SINE:
             todo.extend(node.all_input_nodes)
