@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accel.passes import Program
 from torch import Tensor, nn
 
 
@@ -81,3 +82,17 @@ def without_blocks(model: nn.Module) -> Iterator[None]:
 def relative(left: Tensor, right: Tensor) -> float:
     """Relative L2 distance."""
     return float((left - right).detach().norm() / right.detach().norm())
+
+
+def program_of(model: nn.Module, *given: Any, **named: Any) -> Program:
+    """Of its only graph, as Dynamo captures it."""
+    found: list[Program] = []
+
+    def collect(module: torch.fx.GraphModule, _: Any) -> Any:
+        found.append(Program.capture(module))
+        return module.forward
+
+    torch._dynamo.reset()
+    torch.compile(model, backend=collect, fullgraph=True)(*given, **named)
+    (program,) = found
+    return program

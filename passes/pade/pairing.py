@@ -19,8 +19,8 @@ __all__ = ["Stream", "is_activation", "partner_of"]
 class Stream:
     """A value that leaves a region, and its residual partner that entered it.
 
-    additive: whether the partner was found along additions; otherwise it is the only entering
-        activation of that shape.
+    additive: whether the partner was found along additions; otherwise it is the entering
+        activation of that shape which the region reads first.
     """
 
     output: fx.Node
@@ -153,12 +153,20 @@ def partner_of(output: fx.Node, inside: set[fx.Node], entering: Sequence[fx.Node
         return Skip(
             Reason.NO_PARTNER, f"several entering values add up to it: {names}", output.name
         )
-    same_shape = [node for node in entering if fits(node)]
-    if len(same_shape) == 1:
+    # Any partner is right, as what is forecast is the difference; the stream itself forecasts best.
+    first = {
+        node: min(order[user] for user in node.users if user in inside)
+        for node in entering
+        if fits(node)
+    }
+    same_shape = sorted(first, key=first.__getitem__)
+    if len(same_shape) == 1 or (
+        len(same_shape) > 1 and first[same_shape[0]] < first[same_shape[1]]
+    ):
         return Stream(output, same_shape[0], additive=False)
     return Skip(
         Reason.NO_PARTNER,
-        f"no entering value reaches it by additions, and {len(same_shape)} entering activations "
-        f"have its shape {tuple(shape)} (exactly one is needed)",
+        f"no entering value reaches it by additions, and of {len(same_shape)} entering activations "
+        f"of its shape {tuple(shape)} none comes first",
         output.name,
     )

@@ -6,6 +6,9 @@ from typing import Any
 
 import accel
 import torch
+from accel.passes.graph.nodes import ancestors
+from accel.passes.pade.region import find_region
+from accel.tests.models import program_of
 from torch import Tensor, nn
 
 
@@ -83,6 +86,37 @@ def test_long_skips_pair_by_shape() -> None:
     found = report(LongSkips()).passes["pade"]
     assert found.matched == ("blocks (4)",)
     assert found.details[0]["pairing"] == "same shape"
+
+
+@torch.no_grad()
+def test_of_several_activations_the_stream_is_what_enters_first() -> None:
+    """As with a ControlNet on Hunyuan-DiT: hints of the stream's shape join the long skips."""
+
+    class Hinted(Timed):
+        def __init__(self) -> None:
+            super().__init__(4)
+            self.join, self.hint = nn.Linear(16, 8), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor, timestep: Tensor, hint: Tensor) -> Tensor:
+            time = self.embed(timestep)[:, None]
+            hints, early = [self.hint(hint), self.hint(hint) * 2], []
+            x = self.enter(x)
+            for block in self.blocks[:2]:
+                x = block(x + time)
+                early.append(x)
+            for block in self.blocks[2:]:
+                x = block(self.join(torch.cat([x, early.pop() + hints.pop()], dim=-1)))
+            return self.leave(x)
+
+    model, hint = Hinted(), torch.randn(2, 5, 8)
+    program = program_of(model, torch.randn(2, 5, 8), torch.tensor([500.0, 500.0]), hint)
+    region, refused = find_region(program.module.graph, program.memory)
+    assert region is not None, refused
+    (stream,) = region.streams
+    assert not stream.additive
+    made_of = " ".join(node.name for node in ancestors([stream.partner]))
+    assert "enter" in made_of
+    assert "hint" not in made_of
 
 
 def test_streams_that_are_joined_in_the_blocks_are_one() -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..language_models import llama
-from ..models import dit, euler, noise, relative
+from ..models import dit, euler, noise, program_of, relative
 
 ON: dict[str, Any] = {"fuse_projections": True, "lowering": "eager", "verify": True}
 LABELS = torch.tensor([1, 2])
@@ -31,20 +31,6 @@ LABELS = torch.tensor([1, 2])
 def compiled(model: nn.Module, **options: Any) -> Any:
     torch._dynamo.reset()
     return torch.compile(model, backend="accel", fullgraph=True, options=ON | options)
-
-
-def program_of(model: nn.Module, *given: Any, **named: Any) -> Program:
-    """Of its only graph, as Dynamo captures it."""
-    found: list[Program] = []
-
-    def collect(module: torch.fx.GraphModule, _: Any) -> Any:
-        found.append(Program.capture(module))
-        return module.forward
-
-    torch._dynamo.reset()
-    torch.compile(model, backend=collect, fullgraph=True)(*given, **named)
-    (program,) = found
-    return program
 
 
 def run(program: Program, **options: Any) -> tuple[Program, PassResult]:
