@@ -96,16 +96,20 @@ class Reader:
         return not samples or any(self.places.get(each, ()) is None for each in forms)
 
     def read(
-        self, hashes: Hashes, inputs: Sequence[Any], left: Sequence[Sequence[Tensor]]
+        self,
+        hashes: Hashes,
+        inputs: Sequence[Any],
+        left: Sequence[Sequence[Tensor]],
+        proven: bool = True,
     ) -> tuple[Seen, bool]:
         """What a call says, and the tensors of `left`; and whether a device was waited for, which
-        it is once at the most."""
+        it is once at the most. proven: whether its samples have to be."""
         samples = self.samples(inputs)
         batch = len(samples[0]) if samples else 1
         places = [self.places.get(each) for each in enumerate(map(_form, samples))]
         values = [
             each.flatten(1)[:, place[0]]
-            for each, place in zip(samples, places, strict=True) if place is not None
+            for each, place in zip(samples, places, strict=True) if place is not None and proven
         ]  # fmt: skip
         keys = [parts_of(each) for each in samples]
         conditions: list[Any] = []

@@ -189,7 +189,8 @@ class PadeGraph:
             seen = self.reader.told(said.run, said.moment, inputs)
             seen.left = [each.later.copies for each in unread if each.later is not None]
         else:
-            seen, waited = self.reader.read(model.hashes, inputs, [each.left for each in unread])
+            unseen = [each.left for each in unread]
+            seen, waited = self.reader.read(model.hashes, inputs, unseen, proven=said is None)
             model.counters.host_reads += waited
         if said is not None and said.branch is not None:
             seen.conditions = []  # the name says it

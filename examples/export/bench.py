@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import Engine, export, stats
+from ... import Engine, export, stats, trajectory
 from ..fashion import measure
 from ..fashion import model as fashion
 from ..fashion.bench.subjects import SUBJECTS, final
@@ -33,8 +33,9 @@ class Result:
 
     worst_error: relative L2 error to the JIT path, worst step. same_sequence: whether both computed
     and predicted the same steps. step_ratio: a predicted step's seconds over a computed one's.
-    speedup: of the run over that of the same model's engine without the skip branch. ifs: `If`
-    nodes in the file (ONNX). size_ratio: file size over that of torch's own export.
+    speedup: of the run over that of the same model's engine without the skip branch. told: both of
+    a run in `accel.trajectory`, in which no step has to be recognised. ifs: `If` nodes in the file
+    (ONNX). size_ratio: file size over that of torch's own export.
     """
 
     format: str
@@ -42,6 +43,7 @@ class Result:
     same_sequence: bool
     step_ratio: float
     speedup: float
+    told: tuple[float, float]
     size: int
     size_ratio: float
     ifs: int | None
@@ -63,6 +65,19 @@ class _Recorded:
         self.skipped.append(self.predicted() > before)
         self.outputs.append(result[0])
         return result
+
+    @property
+    def step_ratio(self) -> float:
+        """A predicted step's seconds over a computed one's, medians."""
+        predicted, computed = (
+            statistics.median(
+                seconds
+                for seconds, skipped in zip(self.seconds, self.skipped, strict=True)
+                if skipped is kind
+            )
+            for kind in (True, False)
+        )
+        return round(predicted / computed, 4)
 
 
 def _sample(call: Any, pictures: int) -> None:
@@ -136,20 +151,22 @@ def _compare(folder: Path, suffix: str, pictures: int, repeats: int) -> Result:
     errors = [float((a - b).norm() / b.norm())
               for a, b in zip(recorded.outputs, reference.outputs, strict=True)]  # fmt: skip
 
-    with_skip, without, steps = [], [], _Recorded(engine, lambda: engine.stats().predicted_steps)
+    def noting() -> _Recorded:
+        return _Recorded(engine, lambda: engine.stats().predicted_steps)
+
+    recognised, told = noting(), noting()
+    seconds: dict[str, list[float]] = {"recognised": [], "told": [], "without": []}
     for _ in range(repeats):
-        with_skip.append(_seconds(steps, pictures))
-        without.append(_seconds(off, pictures))
-    split = {
-        kind: statistics.median(s for s, skipped in zip(steps.seconds, steps.skipped, strict=True)
-                                if skipped is kind)
-        for kind in (True, False)
-    }  # fmt: skip
+        seconds["recognised"].append(_seconds(recognised, pictures))
+        with trajectory(engine, steps=STEPS):
+            seconds["told"].append(_seconds(told, pictures))
+        seconds["without"].append(_seconds(off, pictures))
+    median = {way: statistics.median(each) for way, each in seconds.items()}
     size = path.stat().st_size
     return Result(
         suffix, max(errors), recorded.skipped == reference.skipped,
-        round(split[True] / split[False], 4),
-        round(statistics.median(without) / statistics.median(with_skip), 2),
+        recognised.step_ratio, round(median["without"] / median["recognised"], 2),
+        (told.step_ratio, round(median["without"] / median["told"], 2)),
         size, round(size / plain_path.stat().st_size, 3), count_ifs(path),
     )  # fmt: skip
 
@@ -196,13 +213,14 @@ def write(
         f"Made by `{command}`: the reference model, {pictures} pictures with guidance, "
         f"{STEPS} steps of which 8 are computed.", "",
         "| format | worst error to JIT | same steps | predicted / computed step | speed-up over "
-        "the file without skip | size / plain export | `If` |",
-        "|---|---|---|---|---|---|---|",
+        "the file without skip | the same two in `accel.trajectory` | size / plain export | `If` |",
+        "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for r in results:
         lines.append(
             f"| {r.format} | {r.worst_error:.1e} | {r.same_sequence} | {r.step_ratio:.1%} "
-            f"| {r.speedup}x | {r.size_ratio} | {'-' if r.ifs is None else r.ifs} |"
+            f"| {r.speedup}x | {r.told[0]:.1%}, {r.told[1]}x "
+            f"| {r.size_ratio} | {'-' if r.ifs is None else r.ifs} |"
         )
     lines += [
         "",
