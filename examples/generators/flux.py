@@ -109,7 +109,7 @@ class Flux(Generator):
     def scheduler(self, steps: int) -> Any:
         from diffusers import FlowMatchEulerDiscreteScheduler
 
-        scheduler = FlowMatchEulerDiscreteScheduler(shift=1.5)
+        scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=1.5)
         sigmas: Any = [1 - step / steps for step in range(steps)]
         scheduler.set_timesteps(sigmas=sigmas)
         return scheduler

@@ -89,6 +89,6 @@ class PixArt(Generator):
     def scheduler(self, steps: int) -> Any:
         from diffusers import DPMSolverMultistepScheduler
 
-        scheduler = DPMSolverMultistepScheduler()
+        scheduler: Any = DPMSolverMultistepScheduler()
         scheduler.set_timesteps(steps)
         return scheduler

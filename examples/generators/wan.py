@@ -85,7 +85,7 @@ class Wan(Generator):
     def scheduler(self, steps: int) -> Any:
         from diffusers import UniPCMultistepScheduler
 
-        scheduler = UniPCMultistepScheduler(
+        scheduler: Any = UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
         )
         scheduler.set_timesteps(steps)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from accel.examples.generators import train as train_module
 from accel.examples.generators.base import Data, Generator
 from accel.examples.generators.captions import emoji, numbered
 from accel.examples.generators.flux import packed, unpacked
@@ -172,3 +173,9 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         emoji(tmp_path / "none.tgz", by_category=True)
     with pytest.raises(FileNotFoundError, match=r"accel\.examples\.generators\.train flux"):
         GENERATORS["flux"].load(tmp_path / "none.safetensors")
+
+
+def test_the_page_says_what_they_are() -> None:
+    text = (Path(train_module.__file__).parent / "README.md").read_text()
+    rows = [f"| `{name}` | {kind.what} |" for name, kind in GENERATORS.items()]
+    assert [line for line in text.splitlines() if line.startswith("| `")] == rows
