@@ -1,0 +1,92 @@
+"""A Wan: short clips, words by cross-attention, flow matching by UniPC, guidance in two calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import NOTHING, PADDING, Data, Generator, Network
+from .captions import SIDE, clips
+from .processes import corrupt_flow
+
+FRAMES = 4
+WIDTH = 64  # of a word
+
+
+class Wan(Generator):
+    name = "wan"
+    what = "Wan, 8 blocks, 4 frames; games by name; guidance in two calls; flow, UniPC"
+    shape = (3, FRAMES, SIDE, SIDE)
+    guidance = 2.0
+    zeroed = (
+        "condition_embedder.time_proj.*", "blocks.*.scale_shift_table", "*attn2.to_out.0.*",
+        "proj_out.*",
+    )  # fmt: skip
+    batch = 16
+
+    def data(self, source: Path | None) -> Data:
+        return clips(FRAMES)
+
+    def build(self, words: int) -> Network:
+        from diffusers import WanTransformer3DModel
+
+        transformer: Any = WanTransformer3DModel(
+            patch_size=(1, 4, 4),
+            num_attention_heads=4,
+            attention_head_dim=32,
+            in_channels=3,
+            out_channels=3,
+            text_dim=WIDTH,
+            ffn_dim=512,
+            num_layers=8,
+        )
+        return Network(transformer, words, WIDTH)
+
+    def nothing(self, conditions: Tensor) -> Tensor:
+        empty = torch.full_like(conditions, PADDING)
+        empty[:, 0] = NOTHING
+        return empty
+
+    def embed(self, network: Network, conditions: Tensor) -> dict[str, Tensor]:
+        assert network.words is not None
+        return {"encoder_hidden_states": network.words(conditions)}
+
+    def predict(
+        self,
+        transformer: Callable[..., Any],
+        sample: Tensor,
+        timestep: Tensor,
+        told: dict[str, Tensor],
+        guidance: Tensor | None = None,
+    ) -> Tensor:
+        output: Tensor = transformer(sample, timestep, **told, return_dict=False)[0]
+        return output
+
+    def guided(
+        self,
+        transformer: Callable[..., Any],
+        sample: Tensor,
+        timestep: Tensor,
+        told: dict[str, Tensor],
+        untold: dict[str, Tensor],
+        scale: float,
+    ) -> Tensor:
+        with_condition = self.predict(transformer, sample, timestep, told)
+        without = self.predict(transformer, sample, timestep, untold)
+        return without + scale * (with_condition - without)
+
+    def corrupt(self, clean: Tensor, noise: Tensor, draw: torch.Generator) -> tuple[Tensor, ...]:
+        return corrupt_flow(clean, noise, draw)
+
+    def scheduler(self, steps: int) -> Any:
+        from diffusers import UniPCMultistepScheduler
+
+        scheduler: Any = UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        )
+        scheduler.set_timesteps(steps)
+        return scheduler
