@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import json
 from collections.abc import Callable, Iterator
+from enum import Enum
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -12,12 +13,18 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["NOTHING", "PADDING", "Data", "Generator", "Network", "Predict"]
+__all__ = ["Data", "Form", "Generator", "Network", "between"]
 
 HERE = Path(__file__).parent
 PADDING, NOTHING = 0, 1  # word numbers: the end of a caption, and the caption "nothing"
 
-Predict = Callable[..., Tensor]
+
+class Form(Enum):
+    """How classifier-free guidance (Ho & Salimans 2022) calls the transformer."""
+
+    FUSED = "one call on a batch of both"
+    TWO_CALLS = "a call each"
+    EMBEDDED = "one call, which is told the scale"
 
 
 class Data(NamedTuple):
@@ -39,10 +46,18 @@ class Network(nn.Module):
         self.words = nn.Embedding(words, width) if words else None
 
 
+def between(start: Tensor, end: Tensor, share: float | Tensor) -> Tensor:
+    """`start` at 0, `end` at 1, and beyond; a share for all, or one for each sample `[batch]`."""
+    if isinstance(share, Tensor):
+        share = share.view(-1, *[1] * (start.ndim - 1))
+    return start + share * (end - start)
+
+
 class Generator(abc.ABC):
     """One kind of generator.
 
-    what: for the table of all. shape: of one sample. guidance: the scale it is sampled with.
+    what: for the table of all. shape: of one sample. guidance, form: the scale it is sampled with,
+    and how.
     zeroed: patterns of parameters that begin as zeros, so that each block begins as the identity
     (adaLN-Zero, Peebles & Xie 2023, section 3.2).
     steps, batch, rate: of its training. distilled: from which share of the training on guidance is
@@ -53,6 +68,7 @@ class Generator(abc.ABC):
     what: ClassVar[str]
     shape: ClassVar[tuple[int, ...]]
     guidance: ClassVar[float]
+    form: ClassVar[Form] = Form.FUSED
     zeroed: ClassVar[tuple[str, ...]]
     steps: ClassVar[int] = 2000
     batch: ClassVar[int] = 64
@@ -67,30 +83,53 @@ class Generator(abc.ABC):
     def build(self, words: int) -> Network:
         """The untrained network. words: of the captions' vocabulary."""
 
-    @abc.abstractmethod
     def nothing(self, conditions: Tensor) -> Tensor:
         """The conditions that stand for none, as many as `conditions` `[batch, words]`."""
+        empty = torch.full_like(conditions, PADDING)
+        empty[:, 0] = NOTHING
+        return empty
 
-    @abc.abstractmethod
     def embed(self, network: Network, conditions: Tensor) -> dict[str, Tensor]:
         """What the transformer is told of conditions `[batch, words]`, once for a run."""
+        assert network.words is not None
+        return {"encoder_hidden_states": network.words(conditions)}
 
-    @abc.abstractmethod
     def predict(
         self,
         transformer: Callable[..., Any],
         sample: Tensor,
         timestep: Tensor,
         told: dict[str, Tensor],
-        guidance: Tensor | None = None,
     ) -> Tensor:
         """The transformer's output for a sample `[batch, *shape]`. timestep: `[batch]`, 0 to 1000.
-        guidance: `[batch]`, for a transformer that takes it as an input.
+        told: by `embed`; a transformer that takes guidance as an input finds it there, `[batch]`.
         """
+        output: Tensor = transformer(sample, timestep=timestep, **told, return_dict=False)[0]
+        return output
 
-    @abc.abstractmethod
-    def corrupt(self, clean: Tensor, noise: Tensor, draw: torch.Generator) -> tuple[Tensor, ...]:
-        """A noisy sample, its timestep `[batch]` and what is to be predicted."""
+    def corrupt(
+        self, clean: Tensor, noise: Tensor, draw: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """A noisy sample, its timestep `[batch]` and what is to be predicted of it.
+
+        Where `noising` is None it lies on the straight line from the sample to noise, whose
+        velocity is predicted (Liu et al. 2022), at logit-normal times (Esser et al. 2024, section
+        3.1) of spread 1.2 around 0.2. Else it is noised as that scheduler does it.
+        """
+        if self.noising is None:
+            time = torch.sigmoid(torch.randn(len(clean), generator=draw) * 1.2 + 0.2)
+            return between(clean, noise, time), time * 1000, noise - clean
+        config = self.noising.config
+        steps = torch.randint(config.num_train_timesteps, (len(clean),), generator=draw)
+        noisy = self.noising.add_noise(clean, noise, steps)
+        velocity = config.prediction_type == "v_prediction"
+        target = self.noising.get_velocity(clean, noise, steps) if velocity else noise
+        return noisy, steps.float(), target
+
+    @property
+    def noising(self) -> Any:
+        """The scheduler of diffusers that it is trained by, or None."""
+        return None
 
     @abc.abstractmethod
     def scheduler(self, steps: int) -> Any:
@@ -105,11 +144,19 @@ class Generator(abc.ABC):
         untold: dict[str, Tensor],
         scale: float,
     ) -> Tensor:
-        """One step's output with classifier-free guidance in one call (Ho & Salimans 2022)."""
-        both = {key: torch.cat([value, untold[key]]) for key, value in told.items()}
-        output = self.predict(transformer, torch.cat([sample] * 2), timestep.repeat(2), both)
-        with_condition, without = output.chunk(2)
-        return without + scale * (with_condition - without)
+        """One step's output with guidance."""
+        if self.form is Form.EMBEDDED:
+            told = {**told, "guidance": torch.full_like(timestep, scale)}
+            return self.predict(transformer, sample, timestep, told)
+        if self.form is Form.FUSED:
+            both = {key: torch.cat([value, untold[key]]) for key, value in told.items()}
+            twice = torch.cat([sample, sample]), timestep.repeat(2)
+            one, other = self.predict(transformer, *twice, both).chunk(2)
+        else:
+            one, other = (
+                self.predict(transformer, sample, timestep, each) for each in (told, untold)
+            )
+        return between(other, one, scale)
 
     @torch.no_grad()
     def sample(

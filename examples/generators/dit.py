@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from torch import Tensor
 
 from .base import Data, Generator, Network
 from .captions import SIDE, emoji
-from .processes import corrupt_by_scheduler
 
 CATEGORIES = 10
 
@@ -48,20 +46,8 @@ class Dit(Generator):
     def embed(self, network: Network, conditions: Tensor) -> dict[str, Tensor]:
         return {"class_labels": conditions[:, 0]}
 
-    def predict(
-        self,
-        transformer: Callable[..., Any],
-        sample: Tensor,
-        timestep: Tensor,
-        told: dict[str, Tensor],
-        guidance: Tensor | None = None,
-    ) -> Tensor:
-        output: Tensor = transformer(sample, timestep=timestep, **told, return_dict=False)[0]
-        return output
-
     @cached_property
     def noising(self) -> Any:
-        """The noise it is trained with, which is its sampler's."""
         from diffusers import DDIMScheduler
 
         return DDIMScheduler(
@@ -71,9 +57,6 @@ class Dit(Generator):
             timestep_spacing="trailing",
             rescale_betas_zero_snr=True,
         )
-
-    def corrupt(self, clean: Tensor, noise: Tensor, draw: torch.Generator) -> tuple[Tensor, ...]:
-        return corrupt_by_scheduler(self.noising, clean, noise, draw)
 
     def scheduler(self, steps: int) -> Any:
         scheduler = type(self.noising).from_config(self.noising.config)

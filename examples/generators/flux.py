@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import NOTHING, Data, Generator, Network
+from .base import Data, Form, Generator, Network
 from .captions import SIDE, emoji
-from .processes import corrupt_flow
 
 PATCH = 4
 GRID = SIDE // PATCH
@@ -35,6 +34,7 @@ class Flux(Generator):
     what = "Flux, 3 double and 6 single blocks; emoji by name; guidance embedded; flow, Euler"
     shape = (3, SIDE, SIDE)
     guidance = 2.5
+    form = Form.EMBEDDED
     zeroed = (
         "*norm1.linear.*", "*norm1_context.linear.*", "*.norm.linear.*", "norm_out.linear.*",
         "proj_out.*",
@@ -60,15 +60,9 @@ class Flux(Generator):
         )
         return Network(transformer, words, WIDTH)
 
-    def nothing(self, conditions: Tensor) -> Tensor:
-        empty = torch.zeros_like(conditions)
-        empty[:, 0] = NOTHING
-        return empty
-
     def embed(self, network: Network, conditions: Tensor) -> dict[str, Tensor]:
-        assert network.words is not None
-        words = network.words(conditions)
-        return {"encoder_hidden_states": words, "pooled_projections": words.mean(1)}
+        told = super().embed(network, conditions)
+        return {**told, "pooled_projections": told["encoder_hidden_states"].mean(1)}
 
     def predict(
         self,
@@ -76,35 +70,17 @@ class Flux(Generator):
         sample: Tensor,
         timestep: Tensor,
         told: dict[str, Tensor],
-        guidance: Tensor | None = None,
     ) -> Tensor:
         places = torch.zeros(GRID, GRID, 3)
         places[..., 1] += torch.arange(GRID)[:, None]
         places[..., 2] += torch.arange(GRID)
-        output = transformer(
-            packed(sample),
-            **told,
-            timestep=timestep / 1000,
-            img_ids=places.flatten(0, 1),
-            txt_ids=torch.zeros(told["encoder_hidden_states"].shape[1], 3),
-            guidance=torch.ones_like(timestep) if guidance is None else guidance,
-            return_dict=False,
-        )[0]
-        return unpacked(output)
-
-    def guided(
-        self,
-        transformer: Callable[..., Any],
-        sample: Tensor,
-        timestep: Tensor,
-        told: dict[str, Tensor],
-        untold: dict[str, Tensor],
-        scale: float,
-    ) -> Tensor:
-        return self.predict(transformer, sample, timestep, told, torch.full_like(timestep, scale))
-
-    def corrupt(self, clean: Tensor, noise: Tensor, draw: torch.Generator) -> tuple[Tensor, ...]:
-        return corrupt_flow(clean, noise, draw)
+        more = {
+            "guidance": torch.ones_like(timestep),
+            "img_ids": places.flatten(0, 1),
+            "txt_ids": torch.zeros(told["encoder_hidden_states"].shape[1], 3),
+        }
+        tokens = super().predict(transformer, packed(sample), timestep / 1000, {**more, **told})
+        return unpacked(tokens)
 
     def scheduler(self, steps: int) -> Any:
         from diffusers import FlowMatchEulerDiscreteScheduler

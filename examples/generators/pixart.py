@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .base import NOTHING, PADDING, Data, Generator, Network
+from .base import PADDING, Data, Generator, Network
 from .captions import described_fashion
-from .processes import corrupt_by_scheduler
 
 WIDTH = 64  # of a word
 
@@ -47,44 +44,15 @@ class PixArt(Generator):
         )
         return Network(transformer, words, WIDTH)
 
-    def nothing(self, conditions: Tensor) -> Tensor:
-        empty = torch.full_like(conditions, PADDING)
-        empty[:, 0] = NOTHING
-        return empty
-
     def embed(self, network: Network, conditions: Tensor) -> dict[str, Tensor]:
-        assert network.words is not None
-        return {
-            "encoder_hidden_states": network.words(conditions),
-            "encoder_attention_mask": (conditions != PADDING).float(),
-        }
-
-    def predict(
-        self,
-        transformer: Callable[..., Any],
-        sample: Tensor,
-        timestep: Tensor,
-        told: dict[str, Tensor],
-        guidance: Tensor | None = None,
-    ) -> Tensor:
-        output: Tensor = transformer(
-            sample,
-            **told,
-            timestep=timestep,
-            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
-            return_dict=False,
-        )[0]
-        return output
+        mask = (conditions != PADDING).float()
+        return {**super().embed(network, conditions), "encoder_attention_mask": mask}
 
     @cached_property
     def noising(self) -> Any:
-        """The noise it is trained with."""
         from diffusers import DDPMScheduler
 
         return DDPMScheduler()
-
-    def corrupt(self, clean: Tensor, noise: Tensor, draw: torch.Generator) -> tuple[Tensor, ...]:
-        return corrupt_by_scheduler(self.noising, clean, noise, draw)
 
     def scheduler(self, steps: int) -> Any:
         from diffusers import DPMSolverMultistepScheduler

@@ -1,4 +1,4 @@
-"""Trains one of the generators; an hour or two each on 2 CPU cores.
+"""Trains one of the generators.
 
     python -m accel.examples.generators.train flux --data emoji-datasource-google-16.0.0.tgz
 
@@ -21,13 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..fashion.train_dit import rate_factor
-from .base import HERE, Data, Generator, Network
-from .dit import Dit
-from .flux import Flux
-from .pixart import PixArt
-from .wan import Wan
+from . import GENERATORS
+from .base import HERE, Data, Generator, Network, between
 
-GENERATORS: dict[str, Generator] = {each.name: each for each in (Flux(), PixArt(), Dit(), Wan())}
 CONDITIONS = 64  # that a checkpoint carries, to sample with
 STRONGEST = 4.0  # guidance that is learnt as an input, from 1 on
 
@@ -64,9 +60,10 @@ class Training:
     def loss(self, samples: Tensor, conditions: Tensor) -> Tensor:
         """The mean squared error of one step's prediction."""
         draw, conditions, noisy, times, target = self.batch(samples, conditions)
-        guidance = None
+        embedded = self.kind.embed(self.network, conditions)
         if self.teacher is not None:
             guidance = 1 + (STRONGEST - 1) * torch.rand(len(times), generator=draw)
+            embedded["guidance"] = guidance
             with torch.no_grad():
                 told, untold = (
                     self.kind.predict(
@@ -74,10 +71,8 @@ class Training:
                     )
                     for each in (conditions, self.kind.nothing(conditions))
                 )
-                scale = guidance.view(-1, *[1] * (noisy.ndim - 1))
-                target = untold + scale * (told - untold)
-        embedded = self.kind.embed(self.network, conditions)
-        output = self.kind.predict(self.network.transformer, noisy, times, embedded, guidance)
+                target = between(untold, told, guidance)
+        output = self.kind.predict(self.network.transformer, noisy, times, embedded)
         return (output - target).square().mean()
 
     def advance(self, samples: Tensor, conditions: Tensor, rate: float) -> float:

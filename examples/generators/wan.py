@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from .base import NOTHING, PADDING, Data, Generator, Network
+from .base import Data, Form, Generator, Network
 from .captions import SIDE, clips
-from .processes import corrupt_flow
 
 FRAMES = 4
 WIDTH = 64  # of a word
@@ -22,6 +17,7 @@ class Wan(Generator):
     what = "Wan, 8 blocks, 4 frames; games by name; guidance in two calls; flow, UniPC"
     shape = (3, FRAMES, SIDE, SIDE)
     guidance = 2.0
+    form = Form.TWO_CALLS
     zeroed = (
         "condition_embedder.time_proj.*", "blocks.*.scale_shift_table", "*attn2.to_out.0.*",
         "proj_out.*",
@@ -45,42 +41,6 @@ class Wan(Generator):
             num_layers=8,
         )
         return Network(transformer, words, WIDTH)
-
-    def nothing(self, conditions: Tensor) -> Tensor:
-        empty = torch.full_like(conditions, PADDING)
-        empty[:, 0] = NOTHING
-        return empty
-
-    def embed(self, network: Network, conditions: Tensor) -> dict[str, Tensor]:
-        assert network.words is not None
-        return {"encoder_hidden_states": network.words(conditions)}
-
-    def predict(
-        self,
-        transformer: Callable[..., Any],
-        sample: Tensor,
-        timestep: Tensor,
-        told: dict[str, Tensor],
-        guidance: Tensor | None = None,
-    ) -> Tensor:
-        output: Tensor = transformer(sample, timestep, **told, return_dict=False)[0]
-        return output
-
-    def guided(
-        self,
-        transformer: Callable[..., Any],
-        sample: Tensor,
-        timestep: Tensor,
-        told: dict[str, Tensor],
-        untold: dict[str, Tensor],
-        scale: float,
-    ) -> Tensor:
-        with_condition = self.predict(transformer, sample, timestep, told)
-        without = self.predict(transformer, sample, timestep, untold)
-        return without + scale * (with_condition - without)
-
-    def corrupt(self, clean: Tensor, noise: Tensor, draw: torch.Generator) -> tuple[Tensor, ...]:
-        return corrupt_flow(clean, noise, draw)
 
     def scheduler(self, steps: int) -> Any:
         from diffusers import UniPCMultistepScheduler

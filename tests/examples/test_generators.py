@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from accel.examples.generators import train as train_module
+from accel.examples.generators import GENERATORS, base
 from accel.examples.generators.base import Data, Generator
 from accel.examples.generators.captions import emoji, numbered
 from accel.examples.generators.flux import packed, unpacked
-from accel.examples.generators.train import GENERATORS, Training, train
+from accel.examples.generators.train import Training, train
+from PIL import Image
 
 NAMES = sorted(GENERATORS)
 WORDS = ["", "nothing", "red", "round", "hat"]
@@ -141,7 +142,6 @@ def test_captions_as_numbers() -> None:
 
 
 def test_emoji_of_an_archive(tmp_path: Path) -> None:
-    image = pytest.importorskip("PIL.Image")
     listed = [
         {"image": "a.png", "name": "RED HAT", "short_name": "hat", "category": "Objects",
          "skin_variations": {"1F3FB": {"image": "b.png"}, "1F3FC": {"image": "missing.png"}}},
@@ -151,7 +151,7 @@ def test_emoji_of_an_archive(tmp_path: Path) -> None:
     with tarfile.open(path, "w:gz") as files:
         for name, colour in (("a", (255, 0, 0, 255)), ("b", (0, 0, 0, 0)), ("c", (0, 0, 255, 255))):
             packed_picture = io.BytesIO()
-            image.new("RGBA", (64, 64), colour).save(packed_picture, "PNG")
+            Image.new("RGBA", (64, 64), colour).save(packed_picture, "PNG")
             _add(files, f"package/img/google/64/{name}.png", packed_picture.getvalue())
         _add(files, "package/emoji.json", json.dumps(listed).encode())
     samples, captions, words = emoji(path, by_category=False)
@@ -176,6 +176,6 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 
 
 def test_the_page_says_what_they_are() -> None:
-    text = (Path(train_module.__file__).parent / "README.md").read_text()
+    text = (Path(base.__file__).parent / "README.md").read_text()
     rows = [f"| `{name}` | {kind.what} |" for name, kind in GENERATORS.items()]
     assert [line for line in text.splitlines() if line.startswith("| `")] == rows
