@@ -314,9 +314,6 @@ def _followed(
     earlier: Step, conditions: tuple[Any, ...]
 ) -> tuple[Evaluation | None, frozenset[int]]:
     """The evaluation of an earlier step that conditions continue, and those that changed since."""
-    if len(earlier.evaluations) == 1:  # by far the most frequent case, for each sample of a batch
-        (evaluation,) = earlier.evaluations
-        return evaluation, _differing(evaluation.conditions, conditions)
     dividing = {
         index
         for one, other in itertools.pairwise(earlier.evaluations)
@@ -331,7 +328,8 @@ def _followed(
 
 
 def _differing(left: tuple[Any, ...], right: tuple[Any, ...]) -> frozenset[int]:
-    return frozenset([index for index in range(len(left)) if left[index] != right[index]])
+    pairs = zip(left, right, strict=True)
+    return frozenset([index for index, (one, other) in enumerate(pairs) if one != other])
 
 
 def _varying(evaluation: Evaluation) -> frozenset[int]:

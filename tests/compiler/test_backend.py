@@ -409,7 +409,7 @@ def test_a_gate_can_refuse_every_skip() -> None:
 
 
 def test_many_runs_hold_no_memory() -> None:
-    """300 runs with ever new prompts and lengths, some cut off."""
+    """1,000 runs with ever new prompts and lengths, some cut off."""
     torch.set_num_threads(1)  # for such small work, threads only cost time
     one_run = 3 * 2 * 16 * 32 * 4
     fast = compiled(dit(blocks=2), pade={"max_runs": 4, "max_state_bytes": 4 * one_run})
@@ -424,8 +424,8 @@ def test_many_runs_hold_no_memory() -> None:
         return sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects())
 
     before = runs(100)
-    assert runs(200) <= before + 40
-    assert accel.stats(fast).runs >= 300
+    assert runs(900) <= before + 40
+    assert accel.stats(fast).runs >= 1000
     assert accel.stats(fast).state_bytes <= 4 * one_run
 
 

@@ -42,9 +42,8 @@ def test_inductor() -> None:
     """A small recall, so that the sparse way is taken."""
     model = dit(2)
     options = {"pade": False, "omnisparse": {"recall": 0.2, "window": 0, "minimum": 400}}
-    whole: dict[str, Any] = {"backend": "accel", "fullgraph": True, "dynamic": True}
-    fast = torch.compile(model, **whole, options=options)
-    plain = torch.compile(model, **whole, options={**options, "lowering": "eager"})
+    fast = torch.compile(model, backend="accel", fullgraph=True, options=options)
+    plain = torch.compile(model, backend="accel", options={**options, "lowering": "eager"})
     for batch in (2, 3):
         inputs = noise(batch, size=64)
         settings = {"timestep": torch.ones(batch), "class_labels": torch.arange(batch)}
