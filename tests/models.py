@@ -85,7 +85,7 @@ def relative(left: Tensor, right: Tensor) -> float:
 
 
 def program_of(model: nn.Module, *given: Any, **named: Any) -> Program:
-    """Of its only graph, as Dynamo captures it."""
+    """The program of the only graph in which Dynamo captures a model."""
     found: list[Program] = []
 
     def collect(module: torch.fx.GraphModule, _: Any) -> Any:

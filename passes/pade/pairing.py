@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -129,6 +129,12 @@ def is_activation(node: fx.Node) -> bool:
     return not any(map(is_data_dependent, value.shape))
 
 
+def _least(ranks: Mapping[fx.Node, tuple[int, int]]) -> fx.Node | None:
+    """The node of the least rank; None where there is none, or several have it."""
+    found = [node for node, rank in ranks.items() if rank == min(ranks.values())]
+    return found[0] if len(found) == 1 else None
+
+
 def partner_of(output: fx.Node, inside: set[fx.Node], entering: Sequence[fx.Node]) -> Stream | Skip:
     """The partner of a value that leaves the nodes `inside`, among the `entering` ones."""
     shape = value_of(output).shape
@@ -138,32 +144,31 @@ def partner_of(output: fx.Node, inside: set[fx.Node], entering: Sequence[fx.Node
 
     order = {node: position for position, node in enumerate(output.graph.nodes)}
 
-    def entrance(found: tuple[fx.Node, list[fx.Node]]) -> tuple[int, int]:
-        return min(order[reader] for reader in found[1]), len(set(found[1]))
+    def entrance(readers: Sequence[fx.Node]) -> tuple[int, int]:
+        return min(order[reader] for reader in readers), len(set(readers))
 
-    candidates = _additive_sources(output, inside).items()
-    ranked = sorted((found for found in candidates if fits(found[0])), key=entrance)
-    additive = [node for node, _ in ranked]
+    additive = {
+        node: entrance(readers)
+        for node, readers in _additive_sources(output, inside).items()
+        if fits(node)
+    }
     # Hints and position embeddings are added along the way; the stream itself entered first, and
     # once.
-    if len(ranked) == 1 or (len(ranked) > 1 and entrance(ranked[0]) < entrance(ranked[1])):
-        return Stream(output, additive[0], additive=True)
+    if (partner := _least(additive)) is not None:
+        return Stream(output, partner, additive=True)
     if additive:
-        names = ", ".join(node.name for node in additive)
+        names = ", ".join(node.name for node in sorted(additive, key=additive.__getitem__))
         return Skip(
             Reason.NO_PARTNER, f"several entering values add up to it: {names}", output.name
         )
     # Any partner is right, as what is forecast is the difference; the stream itself forecasts best.
-    first = {
-        node: min(order[user] for user in node.users if user in inside)
+    same_shape = {
+        node: entrance([user for user in node.users if user in inside])
         for node in entering
         if fits(node)
     }
-    same_shape = sorted(first, key=first.__getitem__)
-    if len(same_shape) == 1 or (
-        len(same_shape) > 1 and first[same_shape[0]] < first[same_shape[1]]
-    ):
-        return Stream(output, same_shape[0], additive=False)
+    if (partner := _least(same_shape)) is not None:
+        return Stream(output, partner, additive=False)
     return Skip(
         Reason.NO_PARTNER,
         f"no entering value reaches it by additions, and of {len(same_shape)} entering activations "

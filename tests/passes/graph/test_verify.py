@@ -4,29 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 from accel.kernels.errors import VerificationError
 from accel.passes import OutlinePass, PadePass, Program, verify
 from accel.passes.graph.nodes import copy_module
-from accel.tests.models import dit, noise
+from accel.tests.models import dit, noise, program_of
 from torch import fx
 
 
 def captured() -> Program:
-    programs: list[Program] = []
-
-    def collect(module: fx.GraphModule, inputs: list[Any]) -> Any:
-        programs.append(Program.capture(module))
-        return module.forward
-
     with torch.no_grad():
-        torch.compile(dit(), backend=collect)(
-            noise(), timestep=torch.full((2,), 500.0), class_labels=torch.tensor([1, 2])
+        return program_of(
+            dit(), noise(), timestep=torch.full((2,), 500.0), class_labels=torch.tensor([1, 2])
         )
-    return programs[0]
 
 
 def drop_an_operand(module: fx.GraphModule) -> None:
