@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from ..base import Reason, Skip
-from ..graph.nodes import call_name, is_data_dependent, is_model_state, value_of
+from ..graph.nodes import ancestors, call_name, is_data_dependent, is_model_state, value_of
 
 __all__ = ["Stream", "is_activation", "partner_of"]
 
@@ -162,10 +162,11 @@ def partner_of(output: fx.Node, inside: set[fx.Node], entering: Sequence[fx.Node
             Reason.NO_PARTNER, f"several entering values add up to it: {names}", output.name
         )
     # Any partner is right, as what is forecast is the difference; the stream itself forecasts best.
+    makers = inside & ancestors([output])  # of stacks side by side, only its own
     same_shape = {
-        node: entrance([user for user in node.users if user in inside])
+        node: entrance(readers)
         for node in entering
-        if fits(node)
+        if fits(node) and (readers := [user for user in node.users if user in makers])
     }
     if (partner := _least(same_shape)) is not None:
         return Stream(output, partner, additive=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import accel
+import pytest
 import torch
 from accel.passes.graph.nodes import ancestors
 from accel.passes.pade.region import find_region
@@ -117,6 +118,39 @@ def test_of_several_activations_the_stream_is_what_enters_first() -> None:
     made_of = " ".join(node.name for node in ancestors([stream.partner]))
     assert "enter" in made_of
     assert "hint" not in made_of
+
+
+@pytest.mark.parametrize("in_turn", [True, False])
+def test_stacks_side_by_side_keep_to_what_is_theirs(in_turn: bool) -> None:
+    """Two encoders of one shape and without residuals: neither is the partner of the other."""
+
+    class Beside(Timed):
+        def __init__(self) -> None:
+            super().__init__(2)
+            self.first, self.second = (
+                nn.ModuleList([nn.Linear(8, 8) for _ in range(2)]) for _ in range(2)
+            )
+
+        def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+            time = self.embed(timestep)[:, None]
+            left, right = self.enter(x) + time, self.enter(x) * time
+            if in_turn:
+                for one, other in zip(self.first, self.second, strict=True):
+                    left, right = one(left), other(right)
+                return left * right
+            for one in self.first:
+                left = one(left)
+            for other in self.second:
+                right = other(right)
+            return left * right
+
+    model = Beside().eval()
+    program = program_of(model, torch.randn(2, 4, 8), torch.rand(2))
+    region, refused = find_region(program.module.graph, program.memory)
+    assert region is not None, refused
+    for stream in region.streams:
+        assert stream.partner in ancestors([stream.output])
+    assert region.blocks == 4
 
 
 def test_streams_that_are_joined_in_the_blocks_are_one() -> None:
