@@ -19,6 +19,7 @@ from .capture import captured, not_whole
 from .export.engine import Engine
 from .lowering.partitions import partitions
 from .lowering.table import CANNOT
+from .models.schedulers import weights_of
 from .options import Options, parse_options
 from .pipeline import rewrite
 from .runtime.sampling import graphs_of, state_bytes
@@ -247,7 +248,7 @@ def refresh(compiled: Any) -> None:
 
 @contextlib.contextmanager
 def trajectory(
-    compiled: Any, steps: int | None = None, branch: str | None = None
+    compiled: Any, steps: int | None = None, branch: str | None = None, scheduler: Any = None
 ) -> Iterator[None]:
     """One sampling run of a compiled model, or one branch of it, made explicit.
 
@@ -258,10 +259,16 @@ def trajectory(
 
     steps: how many, if known: then the schedule need not estimate it. branch: a name for calls that
     belong together, such as "cond"; inside another `trajectory` of the model, of that run. Without
-    it branches are told apart by what the model is given besides sample and time.
+    it branches are told apart by what the model is given besides sample and time. scheduler: one of
+    diffusers', set to the run's timesteps: says how many steps there are, and what it makes of the
+    model's outputs, so that what predicted steps missed can be given back.
     Raises OptionError if the schedule does not fit that many steps, or a branch is of no run.
     """
     owners = _owners(compiled)
+    weights = None
+    if scheduler is not None:
+        steps = len(scheduler.timesteps) if steps is None else steps
+        weights = weights_of(scheduler)
     if steps is not None and steps < 1:
         raise OptionError(f"steps is {steps}; a run has at least one step")
     if branch is not None and steps is None and enclosing(owners) is None:
@@ -272,5 +279,5 @@ def trajectory(
     for graph, _ in graphs_of(owners):
         if steps is not None:
             graph.schedule.check(steps)
-    with enter_explicit(Explicit(owners, steps, branch)):
+    with enter_explicit(Explicit(owners, steps, weights, branch)):
         yield

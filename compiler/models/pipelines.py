@@ -18,6 +18,7 @@ from ...kernels.errors import AccelError
 from ..options import parse_options
 from ..runtime.trajectory import Explicit, Moment, enter_explicit
 from .callbacks import noticing
+from .schedulers import weights_of
 from .second_look import SecondLook
 
 __all__ = ["accelerate", "release"]
@@ -42,15 +43,17 @@ class _Users:
 class _PipelineRun:
     """One call of a pipeline: what its scheduler says.
 
-    given, times: the scheduler's timesteps, as it holds them and as numbers; first: the index of
-    the run's first. made: how often the scheduler has stepped since. A pipeline may sample several
-    times in one call, with other timesteps or the same again: these are runs one after the other.
+    given, times: the scheduler's timesteps, as it holds them and as numbers; weights: of the
+    outputs at each, if known; first: the index of the run's first. made: how often the scheduler
+    has stepped since. A pipeline may sample several times in one call, with other timesteps or the
+    same again: these are runs one after the other.
     """
 
     pipeline: Any
     scheduler: Any
     given: Any = None
     times: list[float] = field(default_factory=list)
+    weights: list[float] | None = None
     first: int = 0
     made: int = 0
     newest: int = 0
@@ -78,6 +81,7 @@ class _PipelineRun:
         self.times = (
             times.tolist() if isinstance(times, Tensor) else [float(each) for each in times]
         )
+        self.weights = weights_of(self.scheduler)
         # Pipelines that begin with a picture leave out the first steps.
         count = getattr(self.pipeline, "_num_timesteps", None)
         begun = getattr(self.scheduler, "begin_index", None)
@@ -91,10 +95,11 @@ class _PipelineRun:
     def _start_at(self, first: int) -> None:
         self.first = self.newest = first
         self.made = 0
+        weights = None if self.weights is None else self.weights[first:]
         for explicit in self.explicit:
-            explicit.steps = len(self.times) - first
+            explicit.steps, explicit.weights = len(self.times) - first, weights
             for runs in explicit.runs.values():
-                runs.steps_known = explicit.steps
+                runs.steps_known, runs.weights = explicit.steps, weights
 
     def edited(self) -> None:
         """A callback has changed a tensor: what comes next does not continue what was."""

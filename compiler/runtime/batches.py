@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ...passes.pade.rules import Carried, CarriedStream
+from ...passes.pade.rules import Carried, CarriedAnswer, CarriedStream
 
 __all__ = ["begun_anew", "gathered"]
 
@@ -46,6 +46,20 @@ def gathered(begun: Carried, parts: Sequence[tuple[Carried, Sequence[tuple[int, 
         put(blank, [carried.times[age] for carried in states])
         for age, blank in enumerate(begun.times)
     )
+    answers = []
+    for own_answers in zip(*(carried.answers for carried in states), strict=True):
+        parts_of = [vars(each) for each in own_answers]
+        blanks = {
+            name: value.new_zeros(len(begun.times[0]), *value.shape[1:])
+            for name, value in parts_of[0].items()
+        }
+        # Of a sample that has nothing yet no weight is known, so nothing is owed.
+        answers.append(
+            CarriedAnswer(
+                **{name: put(blank, [each[name] for each in parts_of])
+                   for name, blank in blanks.items()}
+            )
+        )  # fmt: skip
     return Carried(
         step=max(int(carried.step) for carried in states),
         last=max(int(carried.last) for carried in states),
@@ -53,6 +67,7 @@ def gathered(begun: Carried, parts: Sequence[tuple[Carried, Sequence[tuple[int, 
         trusted=all(bool(carried.trusted) for carried in states),
         times=times,
         streams=tuple(streams),
+        answers=tuple(answers),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -15,7 +16,7 @@ from .blends import put_back
 from .provenance import FINE, fit, limits_of, rounding
 from .steps import Call, Evaluation, Sample, Step
 
-__all__ = ["Origins", "answered", "origins"]
+__all__ = ["Origins", "answered", "origins", "weigh"]
 
 MOST_COLUMNS = 12  # of a basis for one step: its sample, and outputs at it
 TRIED = 48  # steps that a sample is fitted to at the most
@@ -67,6 +68,37 @@ def origins(
         # In coarse types too few roundings lie between what is put back and what is not.
         search.fit_to(search.partial(), blended=True)
     return search.found()
+
+
+def weigh(call: Call, made: Sequence[Step]) -> None:
+    """Find out how steps were made of their parents: where that is by the parent alone (samplers of
+    first order), what weight its outputs have.
+
+    In units in which a is 1 throughout, a sampler's x' = a x + b y adds b y / (a times those of the
+    steps before), so weights can be compared from step to step.
+    """
+    made = [
+        each for each in made
+        if each.parent is not None and each.sample.values and not math.isnan(each.parent.scale)
+        and any(own.outputs is not None for own in each.parent.evaluations)
+    ]  # fmt: skip
+    if not made:
+        return
+    part = 0  # one share of time for all of a sample's parts: video and audio go together
+    target = torch.stack([each.sample.values[part] for each in made]).double()
+    parents = [each.parent for each in made if each.parent is not None]
+    basis, newest, _ = _basis([[each] for each in parents], part, alone=True)
+    found = fit(target, basis, newest, rounding(call.dtype), torch.zeros_like(target) > 0)
+    alone = (found.left <= limits_of(call.dtype).unexplained).tolist()
+    for step, parent, factors, first_order in zip(
+        made, parents, found.factors.tolist(), alone, strict=True
+    ):
+        if not first_order or factors[0] <= 0:
+            continue
+        step.scale = parent.scale * factors[0]
+        own = [each for each in reversed(parent.evaluations) if each.outputs is not None]
+        for evaluation, factor in zip(own[: MOST_COLUMNS - 1], factors[1:], strict=False):
+            evaluation.weight = factor / step.scale
 
 
 class _Search:

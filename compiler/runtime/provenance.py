@@ -69,10 +69,11 @@ def limits_of(dtype: torch.dtype) -> Limits:
 @dataclass(frozen=True)
 class Fit:
     """Of each target: what is left, in expected rounding errors, with all of its basis and without
-    the newest outputs."""
+    the newest outputs; factors: what the columns of the basis are multiplied by, [S, K]."""
 
     left: Tensor
     left_without: Tensor
+    factors: Tensor
 
     def proves(self, limits: Limits) -> Tensor:
         """bool, one for each target."""
@@ -106,7 +107,11 @@ def fit(target: Tensor, basis: Tensor, newest: Tensor, error: float, unused: Ten
         weight = used / expected
     older = torch.where(newest[:, None, :], 0.0, columns)
     without = _solved(older, target, weight)
-    return Fit(_left(columns, factors, target, weight), _left(older, without, target, weight))
+    return Fit(
+        _left(columns, factors, target, weight),
+        _left(older, without, target, weight),
+        factors / size[:, 0],
+    )
 
 
 def _solved(columns: Tensor, target: Tensor, weight: Tensor) -> Tensor:

@@ -14,19 +14,21 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ...passes.pade.schedule import estimate_steps, fits_times, says_length
-from .origins import origins
+from .origins import origins, weigh
 from .steps import Call, Counts, Evaluation, Known, Placed, Root, Sample, Step
 
 __all__ = ["Runs"]
 
 BRANCHES = 3  # steps back that a branch may have been left out since
 KEPT = 16  # calls that are kept for each of `limit`
+STRETCH = 2.0  # the most by which a step may be longer or shorter than the one before
 KNOWN_LENGTHS = 32  # finished schedules that are remembered, to know a run's length beforehand
 
 
@@ -36,6 +38,8 @@ class Runs:
 
     limit: calls that nothing has continued yet, whose steps are kept. vouched: whether the caller
         says that all calls are of one run, each on the sample that the one before has led to.
+    weighs: whether to find out what weights outputs have in the samples that come after them.
+    weights: those of each step, where the caller says so.
     steps_known: how many steps a run has, where the caller says so.
     lengths: how long runs have become, by their first two times and their numbers.
     over: last steps of runs that seem to be.
@@ -45,6 +49,8 @@ class Runs:
     limit: int
     counts: Counts = field(default_factory=Counts)
     vouched: bool = False
+    weighs: bool = False
+    weights: Sequence[float] | None = None
     steps_known: int | None = None
     steps: dict[tuple[Any, ...], Step] = field(default_factory=dict)
     records: OrderedDict[int, Known] = field(default_factory=OrderedDict)
@@ -73,8 +79,11 @@ class Runs:
             depth = depth if call.depth is None else call.depth
             run = number if parent is None else parent.run
             found[sample.key] = Step(
-                sample, call.form, parent, depth, run, runs=self.number, guess=guess
-            )
+                sample, call.form, parent, depth, run, runs=self.number, guess=guess,
+                scale=1.0 if parent is None else math.nan,
+            )  # fmt: skip
+        if self.weighs:
+            weigh(call, [found[sample.key] for sample in unknown.values()])
         return [
             self._placed(call, found[sample.key], conditions)
             for sample, conditions in zip(call.samples, call.conditions, strict=True)
@@ -94,7 +103,10 @@ class Runs:
             repeats: bool = False,
         ) -> Placed:  # fmt: skip
             times = step.times or _times(step.parent, link, conditions, clock)
-            return Placed(step, before, root, link, changed, clock, times, call.time_error, repeats)
+            return Placed(
+                step, before, root, link, changed, clock, times, call.time_error, repeats,
+                self._weight(step, link),
+            )  # fmt: skip
 
         for known in reversed(step.evaluations):
             if known.conditions == conditions:
@@ -120,6 +132,20 @@ class Runs:
             return placed(link if certain else None, "" if certain else Root.CONDITIONS, link,
                           changed, clock)  # fmt: skip
         return placed(None, Root.CONDITIONS)
+
+    def _weight(self, step: Step, link: Evaluation | None) -> float:
+        """The weight that the outputs at a step will have, after those of `link`, as far as it can
+        be told."""
+        if self.weights is not None and step.depth < len(self.weights):
+            return self.weights[step.depth]
+        if link is None or math.isnan(link.weight):
+            return math.nan
+        before = link.before
+        if before is None or math.isnan(before.weight):
+            return link.weight
+        # Spacings change slowly; another ratio is that of outputs which the sampler does not use.
+        ratio = link.weight / before.weight if before.weight else 0.0
+        return link.weight * ratio if 1 / STRETCH <= ratio <= STRETCH else math.nan
 
     def _parents(
         self, call: Call, samples: Sequence[Sample]

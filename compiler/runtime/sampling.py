@@ -17,7 +17,7 @@ from torch import Tensor
 from ...kernels.predictors import judge
 from ...passes import PadePass
 from ...passes.pade import StackState, rules
-from ...passes.pade.rules import Carried, CarriedStream
+from ...passes.pade.rules import Carried, CarriedAnswer, CarriedStream
 from ...passes.pade.state import StreamInputs, StreamState
 from .batches import begun_anew, gathered
 from .digest import Later, at_hand
@@ -84,6 +84,9 @@ class Record:
         return {
             id(tensor): tensor for stream in self.carried.streams
             for tensor in (*stream.residuals, stream.previous) if tensor is not None
+        } | {
+            id(tensor): tensor for each in self.carried.answers
+            for tensor in (each.computed, each.predicted)
         }  # fmt: skip
 
 
@@ -200,7 +203,7 @@ class PadeGraph:
             runs = model.runs if said is None else self._vouched(model, said.run, said.branch)
             plan = self._plan(model, runs, inputs, seen)
         packed = self.state.pack(torch.tensor(plan.compute), plan.streams)
-        results = self.function(*inputs, *packed)
+        results = list(self.function(*inputs, *packed))
         record = self._record(plan, inputs, results)
         with self.lock:
             record.evaluations = plan.runs.add(plan.call, plan.placed, record)
@@ -228,7 +231,11 @@ class PadeGraph:
         model = self.models.get(key)
         if model is None or model.owner() is not owner:
             held: list[weakref.ref[Any]] = [weakref.ref(each) for each in weights or [self]]
-            model = _Model(weakref.ref(owner), held, Runs(limit=self.options.max_runs))
+            model = _Model(
+                weakref.ref(owner),
+                held,
+                Runs(limit=self.options.max_runs, weighs=bool(self.options.correction)),
+            )
             self.models[key] = model
             for each in [k for k, m in self.models.items() if m.owner() is None]:
                 del self.models[each]
@@ -250,8 +257,9 @@ class PadeGraph:
             if explicit.steps is not None and explicit.where is None:
                 self.schedule.check(explicit.steps)
             explicit.runs[key] = Runs(
-                self.options.max_runs, model.runs.counts, True, explicit.steps
-            )
+                self.options.max_runs, model.runs.counts, vouched=True, weights=explicit.weights,
+                steps_known=explicit.steps,
+            )  # fmt: skip
         return explicit.runs[key]
 
     def _take_in(self, model: _Model, record: Record, read: Sequence[Tensor]) -> None:
@@ -365,6 +373,32 @@ class PadeGraph:
 
     # Executing and recording
 
+    def _give_back(
+        self, plan: _Plan, inputs: Sequence[Any], results: list[Any]
+    ) -> tuple[CarriedAnswer, ...]:
+        """Correct the results that the next sample is made of; what is owed to them after that."""
+        batch = len(plan.now)
+        places = [
+            place for place in dict.fromkeys(self.state.clock.answers)
+            if len(results[place]) == batch == len(plan.placed)
+        ]  # fmt: skip
+        if not self.options.correction or not places:
+            return ()
+        weights = [each.weight for each in plan.placed]
+        weight = torch.tensor(weights, dtype=torch.float64)
+        answers = [results[place] for place in places]
+        before = plan.carried.answers
+        owed = before or [rules.nothing_owed(each, plan.now) for each in answers]
+        if plan.compute:
+            for place, each, answer in zip(places, owed, answers, strict=True):
+                results[place] = rules.given_back(
+                    each, answer, plan.now, weight, self.options.correction
+                )
+        return tuple(
+            rules.owed_after(each, answer, plan.compute, plan.now, weight)
+            for each, answer in zip(owed, answers, strict=True)
+        )
+
     def _size(self, size: Any, inputs: Sequence[Any]) -> int:
         def symbol(name: str) -> int:
             index, dim = self.symbols[name]
@@ -384,11 +418,13 @@ class PadeGraph:
             nothing if predictor.reads_inputs else None,
         )
 
-    def _record(self, plan: _Plan, inputs: Sequence[Any], results: Sequence[Any]) -> Record:
+    def _record(self, plan: _Plan, inputs: Sequence[Any], results: list[Any]) -> Record:
+        """What a call leaves. Gives back, in its results, what was missed before it."""
         state = self.state.unpack(results[self.outputs :])
         carried = rules.record(
             plan.carried, self.state.predictor, plan.compute, True, plan.now, state
         )
+        carried = replace(carried, answers=self._give_back(plan, inputs, results))
         if plan.fresh and plan.carried.known:
             carried = begun_anew(carried, plan.fresh)
         # Where the caller vouches for a run, nothing has to be proven.

@@ -5,6 +5,7 @@ What is known of a step never changes, so that a run may go on from any of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,7 +67,8 @@ class Evaluation:
     stateful: whether that one's state was continued, too.
     last: the newest computed step of the branch with this one, counted from 1; 0 for none.
     begun: the step that the oldest of its state is of.
-    visits: how often it was made.
+    visits: how often it was made. weight: of its outputs in the samples of its run that come after
+    it, by its parent's scale, once that was seen; NaN where it is not known.
     """
 
     step: Step
@@ -81,6 +83,7 @@ class Evaluation:
     begun: int = 0
     visits: int = 1
     outputs: tuple[Tensor, ...] | None = None
+    weight: float = math.nan
 
 
 @dataclass(eq=False)
@@ -88,6 +91,7 @@ class Step:
     """A distinct sample. depth: how many steps its run had before; times: of these and its own.
     run: its run's number. children: steps that continue it. ended: runs that came by and are over.
     box: what its positions lie in, once that is known; runs: the number of the `Runs` it is of.
+    scale: of its run's first sample in it; NaN where that is not known.
     guess: where nothing is proven, the step that it seems to come from. What comes after it may be
     made of that one's outputs, too; no state is taken from there.
     """
@@ -103,6 +107,7 @@ class Step:
     ended: int = 0
     box: tuple[Any, ...] = ()
     runs: int = 0
+    scale: float = math.nan
     guess: Step | None = None
 
     def path(self, reach: int, guessed: bool = False) -> Iterator[Step]:
@@ -121,7 +126,8 @@ class Placed:
     """Where one sample of a call belongs. step: new, or one that is known. before: what its state
     comes from; None where there is none, and then `root` says why. link: the evaluation that it
     follows, with or without state. times: of the run's steps up to this one; error: see `Call`.
-    repeats: whether there was an evaluation with all the same."""
+    repeats: whether there was an evaluation with all the same. weight: that its outputs will have,
+    by what those before had; NaN where that is not known (see `Evaluation`)."""
 
     step: Step
     before: Evaluation | None
@@ -132,6 +138,7 @@ class Placed:
     times: tuple[float, ...]
     error: tuple[float, float]
     repeats: bool = False
+    weight: float = math.nan
 
 
 @dataclass(eq=False)

@@ -27,7 +27,8 @@ class Moment:
 class Explicit:
     """A run of a model, or one branch of the run around it; its state for each compiled graph.
 
-    parameters: ids of the model's. steps: how many the run has, if known. branch: its name; None
+    parameters: ids of the model's. steps: how many the run has, if known. weights: of each step's
+    output in the samples that come after it, where that is known. branch: its name; None
     where the calls' conditions tell branches apart. where: says where in the run a call is now, so
     that no tensor has to be read, and named: the name of its branch, if it has one; both of a
     pipeline's.
@@ -35,6 +36,7 @@ class Explicit:
 
     parameters: frozenset[int]
     steps: int | None = None
+    weights: Sequence[float] | None = None
     branch: str | None = None
     where: Callable[[], Moment | None] | None = None
     named: Callable[[], str | None] | None = None

@@ -32,6 +32,8 @@ class PadePass(Pass):
     schedule: "auto", "full" (always compute), {"interval": N, "warmup": W}, or a list of the
         steps to compute, counted from 0.
     gate: a further condition for skipping, judged after each computed step; None for none.
+    correction: the share of what predicted steps have missed, as it shows at the next computed one,
+        that this one's answer gives back; 0 for none, 1 for all.
     max_error: a step is computed, whatever the schedule, where the predictor would have missed
         the last computed residual by more than this (relative L2, worst sample of the batch).
     max_runs: calls from which a run may go on whose state is kept at a time; guidance in two calls
@@ -51,6 +53,7 @@ class PadePass(Pass):
     predictor: str | Predictor = "pade"
     schedule: str | Mapping[str, int] | Sequence[int] = "auto"
     gate: Gate | Mapping[str, Any] | None = None
+    correction: float = 0.5
     max_error: float = 1.0
     max_runs: int = 8
     max_state_bytes: int | None = None
@@ -66,6 +69,8 @@ class PadePass(Pass):
             )
         if not isinstance(self.gate, (Gate, type(None))):
             object.__setattr__(self, "gate", built(Gate, self.gate, "pade.gate"))
+        if not 0 <= self.correction <= 1:
+            raise OptionError(f"correction is {self.correction}; it has to be from 0 to 1")
         if not self.max_error > 0:
             raise OptionError(f"max_error is {self.max_error}; it has to be above 0")
         if self.max_state_bytes is not None and self.max_state_bytes < 0:

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from ...kernels.predictors import Predictor
+from ...kernels.predictors.base import safe_divide
 from .state import StreamInputs, StreamOutputs
 
-__all__ = ["Carried", "CarriedStream", "arguments", "begin", "choose", "decide", "record",
-           "sample_times", "trusted"]  # fmt: skip
+__all__ = ["Carried", "CarriedAnswer", "CarriedStream", "arguments", "begin", "choose", "decide",
+           "given_back", "nothing_owed", "owed_after", "record", "sample_times",
+           "trusted"]  # fmt: skip
 
 Flag = bool | Tensor  # of bool, with one element
 Number = int | Tensor  # of int64, with one element
@@ -38,6 +40,22 @@ class CarriedStream:
 
 
 @dataclass(frozen=True)
+class CarriedAnswer:
+    """What a run carries of one of the model's answers, to give back what predicted steps missed.
+
+    computed: the answer of the newest computed step, at `time`. predicted: the sum of those since,
+    each times the weight that it has in the samples to come; weight, moment: the sums of these
+    weights, and of weights times times. Numbers are float64 `[batch]`.
+    """
+
+    computed: Tensor
+    predicted: Tensor
+    time: Tensor
+    weight: Tensor
+    moment: Tensor
+
+
+@dataclass(frozen=True)
 class Carried:
     """What a run carries from one step to the next.
 
@@ -52,6 +70,7 @@ class Carried:
     trusted: Flag
     times: tuple[Tensor, ...]
     streams: tuple[CarriedStream, ...]
+    answers: tuple[CarriedAnswer, ...] = ()
 
     def forget_newest(self) -> Carried:
         """As if the newest residual had never been there: it was found not to be finite."""
@@ -70,6 +89,14 @@ class Carried:
 def begin(history: int, now: Tensor, streams: Sequence[CarriedStream]) -> Carried:
     """A run before its first step. streams: blank."""
     return Carried(0, 0, 0, True, (now,) * history, tuple(streams))
+
+
+def nothing_owed(answer: Tensor, now: Tensor) -> CarriedAnswer:
+    """What is carried of an answer after a computed step, at the time `now`."""
+    nothing = torch.zeros_like(now)
+    none = torch.zeros_like(answer, dtype=torch.float32)
+    # A copy: whoever is given the answer may write into it.
+    return CarriedAnswer(answer.clone(), none, now, nothing, nothing)
 
 
 def choose(condition: Flag, yes: Any, no: Any) -> Any:
@@ -127,6 +154,49 @@ def trusted(known: Number, finite: Flag, error: Any, max_error: float) -> Flag:
     return finite & ((known < 2) | (error <= max_error))
 
 
+def given_back(
+    owed: CarriedAnswer, answer: Tensor, now: Tensor, weight: Tensor, share: float
+) -> Tensor:
+    """A computed step's answer, with a share of what the predicted steps before it missed (ours).
+
+    By now what they should have answered is known better: it lies between the computed answers on
+    both sides. A sampler adds up its model's answers, so what is missing in the sample is their
+    difference, and it gets there through this answer. All of it would be too much: the model has
+    seen the sample that they led to, and has begun to make up for it.
+
+    now: the step's time; weight: of its answer in the samples to come, like those of the steps
+    before; both float64 `[batch]`. Where a weight is not known (NaN), nothing is given back.
+    """
+    # Of the predicted steps, how far they lay between the computed ones: the mean, by weight.
+    later = safe_divide(owed.moment - owed.weight * owed.time, now - owed.time)
+    factors = torch.stack([later, owed.weight - later, -torch.ones_like(later)])
+    factors = share * safe_divide(factors, weight)
+    owing = torch.isfinite(factors).all(0) & (owed.weight != 0)
+    factors = torch.where(owing, factors, 0.0).to(answer.device).float()
+    known = (answer, owed.computed, owed.predicted)
+    missed = sum(
+        factor.view(-1, *[1] * (answer.dim() - 1)) * each.float()
+        for factor, each in zip(factors, known, strict=True)
+    )
+    # Predicted answers that overflow are nothing to go by.
+    return torch.where(torch.isfinite(missed), answer.float() + missed, answer).to(answer.dtype)
+
+
+def owed_after(
+    owed: CarriedAnswer, answer: Tensor, computed: Flag, now: Tensor, weight: Tensor
+) -> CarriedAnswer:
+    """What is carried of an answer after a step, which the model gave as it is."""
+    new = nothing_owed(answer, now)
+    each = weight.to(answer.device).float().view(-1, *[1] * (answer.dim() - 1))
+    return CarriedAnswer(
+        computed=choose(computed, new.computed, owed.computed),
+        predicted=choose(computed, new.predicted, owed.predicted + each * answer.float()),
+        time=choose(computed, new.time, owed.time),
+        weight=choose(computed, new.weight, owed.weight + weight),
+        moment=choose(computed, new.moment, owed.moment + weight * now),
+    )
+
+
 def record(
     carried: Carried,
     predictor: Predictor,
@@ -135,7 +205,7 @@ def record(
     now: Tensor,
     results: Sequence[StreamOutputs],
 ) -> Carried:
-    """What the run carries after a step; `trusted` stays as it was.
+    """What the run carries after a step; `trusted` and `answers` stay as they were.
 
     finite: whether its residuals are; True where that is not known yet (see `forget_newest`).
     """
@@ -177,6 +247,7 @@ def record(
         trusted=carried.trusted,
         times=pushed(now, carried.times),
         streams=tuple(streams),
+        answers=carried.answers,
     )
 
 
