@@ -373,6 +373,14 @@ class PadeGraph:
 
     # Executing and recording
 
+    def _share(self, placed: Placed, steps: int | None) -> float:
+        """How much a step gives back of what was missed: less towards the end, and nothing there.
+
+        What is left of the run makes up for the rest of it, and for what is given back too much.
+        """
+        left = 0 if steps is None else steps - placed.step.depth
+        return self.options.correction * (1 - 1 / left if left > 0 else 1.0)
+
     def _give_back(
         self, plan: _Plan, inputs: Sequence[Any], results: list[Any]
     ) -> tuple[CarriedAnswer, ...]:
@@ -384,16 +392,15 @@ class PadeGraph:
         ]  # fmt: skip
         if not self.options.correction or not places:
             return ()
-        weights = [each.weight for each in plan.placed]
-        weight = torch.tensor(weights, dtype=torch.float64)
+        weight = torch.tensor([each.weight for each in plan.placed], dtype=torch.float64)
+        shares = [self._share(each, plan.runs.length(each)) for each in plan.placed]
+        share = torch.tensor(shares, dtype=torch.float64)
         answers = [results[place] for place in places]
         before = plan.carried.answers
         owed = before or [rules.nothing_owed(each, plan.now) for each in answers]
         if plan.compute:
             for place, each, answer in zip(places, owed, answers, strict=True):
-                results[place] = rules.given_back(
-                    each, answer, plan.now, weight, self.options.correction
-                )
+                results[place] = rules.given_back(each, answer, plan.now, weight, share)
         return tuple(
             rules.owed_after(each, answer, plan.compute, plan.now, weight)
             for each, answer in zip(owed, answers, strict=True)

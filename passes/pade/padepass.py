@@ -33,7 +33,7 @@ class PadePass(Pass):
         steps to compute, counted from 0.
     gate: a further condition for skipping, judged after each computed step; None for none.
     correction: the share of what predicted steps have missed, as it shows at the next computed one,
-        that this one's answer gives back; 0 for none, 1 for all.
+        that this one's answer gives back; 0 for none, 1 for all. It falls to none towards the end.
     max_error: a step is computed, whatever the schedule, where the predictor would have missed
         the last computed residual by more than this (relative L2, worst sample of the batch).
     max_runs: calls from which a run may go on whose state is kept at a time; guidance in two calls
@@ -53,7 +53,7 @@ class PadePass(Pass):
     predictor: str | Predictor = "pade"
     schedule: str | Mapping[str, int] | Sequence[int] = "auto"
     gate: Gate | Mapping[str, Any] | None = None
-    correction: float = 0.5
+    correction: float = 0.75
     max_error: float = 1.0
     max_runs: int = 8
     max_state_bytes: int | None = None

@@ -155,7 +155,7 @@ def trusted(known: Number, finite: Flag, error: Any, max_error: float) -> Flag:
 
 
 def given_back(
-    owed: CarriedAnswer, answer: Tensor, now: Tensor, weight: Tensor, share: float
+    owed: CarriedAnswer, answer: Tensor, now: Tensor, weight: Tensor, share: Tensor
 ) -> Tensor:
     """A computed step's answer, with a share of what the predicted steps before it missed (ours).
 
@@ -165,7 +165,8 @@ def given_back(
     seen the sample that they led to, and has begun to make up for it.
 
     now: the step's time; weight: of its answer in the samples to come, like those of the steps
-    before; both float64 `[batch]`. Where a weight is not known (NaN), nothing is given back.
+    before; share: of what is missing; float64 `[batch]`. Where a weight is not known (NaN), nothing
+    is given back.
     """
     # Of the predicted steps, how far they lay between the computed ones: the mean, by weight.
     later = safe_divide(owed.moment - owed.weight * owed.time, now - owed.time)

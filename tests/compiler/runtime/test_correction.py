@@ -71,7 +71,7 @@ class ByHand:
             between = first + along * (answer - first)
             missed += self.weights[each] / self.weights[step] * (between - guess)
         self.computed[branch], self.predicted[branch] = (step, answer), {}
-        return (answer + 0.5 * missed,)
+        return (answer + 0.5 * (1 - 1 / (STEPS - step)) * missed,)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 FORM = (2, 3, 4)
+ALL, HALF = torch.ones(2).double(), torch.full((2,), 0.5).double()
 TIMES = st.lists(st.floats(0.05, 1.0), min_size=3, max_size=7)
 WEIGHTS = st.sampled_from([1.0, -0.05, 2.5])
 
@@ -51,7 +52,7 @@ def test_the_share_of_what_was_missed(
         between = first + along * (last - first)
         missed += wide(weight / weights[-1]) * (between - answer)
     before = owed(answers[:-1], times[:-1], weights[:-1])
-    got = given_back(before, last, times[-1], weights[-1], share)
+    got = given_back(before, last, times[-1], weights[-1], torch.full((2,), share).double())
     torch.testing.assert_close(got, last + share * missed, rtol=1e-4, atol=1e-4)
 
 
@@ -64,7 +65,7 @@ def test_answers_on_a_straight_line_missed_nothing(gaps: list[float], seed: int)
     answers = [start + wide(time) * slope for time in times]
     weights = [torch.ones(2).double()] * len(times)
     before = owed(answers[:-1], times[:-1], weights[:-1])
-    got = given_back(before, answers[-1], times[-1], weights[-1], 1.0)
+    got = given_back(before, answers[-1], times[-1], weights[-1], ALL)
     torch.testing.assert_close(got, answers[-1], rtol=1e-4, atol=1e-4)
 
 
@@ -76,7 +77,7 @@ def test_scaled_answers_give_the_scaled_one(scale: float) -> None:
     def corrected(factor: float) -> Tensor:
         scaled = [each * factor for each in answers]
         before = owed(scaled[:-1], times[:-1], weights[:-1])
-        return given_back(before, scaled[-1], times[-1], weights[-1], 0.5)
+        return given_back(before, scaled[-1], times[-1], weights[-1], HALF)
 
     torch.testing.assert_close(corrected(scale) / scale, corrected(1.0))
 
@@ -85,7 +86,7 @@ def test_nothing_is_owed_after_a_computed_step() -> None:
     times, one = times_of([0.1] * 3), torch.ones(2).double()
     answers = [torch.randn(FORM) for _ in times]
     before = owed_after(nothing_owed(answers[0], times[0]), answers[1], True, times[1], one)
-    assert torch.equal(given_back(before, answers[2], times[2], one, 1.0), answers[2])
+    assert torch.equal(given_back(before, answers[2], times[2], one, ALL), answers[2])
 
 
 @pytest.mark.parametrize("unknown", ["weight before", "weight now", "no weight", "no time between"])
@@ -102,7 +103,7 @@ def test_what_is_not_known_is_not_given_back(unknown: str) -> None:
         times[2][0] = times[0][0]
     answers = [torch.randn(FORM) for _ in times]
     before = owed(answers[:-1], times[:-1], weights[:-1])
-    got = given_back(before, answers[2], times[2], weights[2], 0.5)
+    got = given_back(before, answers[2], times[2], weights[2], HALF)
     assert torch.equal(got[0], answers[2][0]) or unknown == "no time between"
     assert got.isfinite().all()
     assert not torch.equal(got[1], answers[2][1])
@@ -114,7 +115,7 @@ def test_predicted_answers_that_overflow_spoil_nothing(broken: float) -> None:
     answers = [torch.randn(FORM) for _ in times]
     answers[1][0, 0, 0] = broken
     before = owed(answers[:-1], times[:-1], [one] * 2)
-    got = given_back(before, answers[2], times[2], one, 0.5)
+    got = given_back(before, answers[2], times[2], one, HALF)
     assert got.isfinite().all()
     assert got[0, 0, 0] == answers[2][0, 0, 0]
 
@@ -132,5 +133,5 @@ def test_an_answer_that_its_owner_writes_into_is_kept_as_it_was() -> None:
 def test_types_stay(dtype: torch.dtype) -> None:
     times, one = times_of([0.1] * 3), torch.ones(2).double()
     answers = [torch.randn(FORM).to(dtype) for _ in times]
-    got = given_back(owed(answers[:-1], times[:-1], [one] * 2), answers[2], times[2], one, 0.5)
+    got = given_back(owed(answers[:-1], times[:-1], [one] * 2), answers[2], times[2], one, HALF)
     assert got.dtype == dtype
