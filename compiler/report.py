@@ -261,7 +261,7 @@ def trajectory(
     belong together, such as "cond"; inside another `trajectory` of the model, of that run. Without
     it branches are told apart by what the model is given besides sample and time. scheduler: one of
     diffusers', set to the run's timesteps: says how many steps there are, and what it makes of the
-    model's outputs, so that what predicted steps missed can be given back.
+    model's outputs; else that is read off the samples.
     Raises OptionError if the schedule does not fit that many steps, or a branch is of no run.
     """
     owners = _owners(compiled)

@@ -16,8 +16,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["FINE", "Fit", "Limits", "fit", "flattened", "limits_of", "positions", "rounding"]
+__all__ = [
+    "FINE",
+    "MOST",
+    "Fit",
+    "Limits",
+    "fit",
+    "flattened",
+    "limits_of",
+    "positions",
+    "rounding",
+]
 
+MOST = 2048  # positions of a sample that are fitted
 ROUNDED = 0.21  # root mean square of a rounding error, in the type's machine epsilons
 FINE = 1e-6  # the relative rounding error below which a type counts as fine
 RIDGE = 1e-13  # of the Gram matrix's diagonal: columns may be equal, or empty

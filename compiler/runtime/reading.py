@@ -14,13 +14,14 @@ from torch import Tensor
 from ...passes.pade import rules
 from ...passes.pade.clock import Clock
 from .digest import at_hand, named, on_host, parts_of
-from .provenance import flattened, positions
+from .provenance import MOST, flattened, positions
 from .steps import Call, Sample
 from .trajectory import Explicit, Moment
 
-__all__ = ["Glimpse", "Hashes", "Reader", "Seen"]
+__all__ = ["WEIGHED", "Glimpse", "Hashes", "Reader", "Seen"]
 
-MOST, FEWEST, TOGETHER = 2048, 128, 8192  # positions of a sample that are fitted, and of a batch
+FEWEST, TOGETHER = 128, 8192  # positions of a sample that are fitted at the least, and of a batch
+WEIGHED = 64  # positions of a sample that show what a sampler makes of outputs
 HELD = 2**16  # bytes of a tensor up to which it is read at every call, whatever torch counts
 REMEMBERED = 1024  # hashes of larger tensors
 
@@ -46,8 +47,8 @@ class Seen:
 @dataclass(frozen=True)
 class Glimpse:
     """A call's samples and the model's outputs at some positions, [batch, positions] for each part,
-    on their device; box: what the positions lie in. All empty where outputs do not look like
-    samples."""
+    on their device; box: what the positions lie in, and how many they are. All empty where outputs
+    do not look like samples."""
 
     values: list[Tensor] = field(default_factory=list)
     answers: list[Tensor] = field(default_factory=list)
@@ -100,16 +101,16 @@ class Reader:
         hashes: Hashes,
         inputs: Sequence[Any],
         left: Sequence[Sequence[Tensor]],
-        proven: bool = True,
+        most: int = MOST,
     ) -> tuple[Seen, bool]:
         """What a call says, and the tensors of `left`; and whether a device was waited for, which
-        it is once at the most. proven: whether its samples have to be."""
+        it is once at the most. most: positions of each sample that are looked at; 0 for none."""
         samples = self.samples(inputs)
         batch = len(samples[0]) if samples else 1
         places = [self.places.get(each) for each in enumerate(map(_form, samples))]
         values = [
-            each.flatten(1)[:, place[0]]
-            for each, place in zip(samples, places, strict=True) if place is not None and proven
+            each.flatten(1)[:, _few(place[0], most)]
+            for each, place in zip(samples, places, strict=True) if place is not None and most
         ]  # fmt: skip
         keys = [parts_of(each) for each in samples]
         conditions: list[Any] = []
@@ -182,19 +183,21 @@ class Reader:
             time_error=max(map(_rounded, seen.times), default=(0.0, 0.0)),
         )
 
-    def glimpse(self, inputs: Sequence[Any], results: Sequence[Any]) -> Glimpse:
+    def glimpse(self, inputs: Sequence[Any], results: Sequence[Any], most: int = MOST) -> Glimpse:
         """Samples and outputs of a call that has been done, at the positions that are looked at."""
-        values, answers, box = [], [], []
+        if not most:
+            return Glimpse()
+        values, answers, box = [], [], list[Any]()
         samples = self.samples(inputs)
         for part, sample in enumerate(samples):
             answer = results[self.clock.answers[part]].detach()
             place = self._places(part, sample, answer)
             if place is None:
                 return Glimpse()
-            values.append(sample.flatten(1)[:, place[0]])
-            answers.append(answer.flatten(1)[:, place[1]])
+            values.append(sample.flatten(1)[:, _few(place[0], most)])
+            answers.append(answer.flatten(1)[:, _few(place[1], most)])
             box.append(tuple(map(min, sample.shape[1:], answer.shape[1:])))
-        return Glimpse(values, answers, tuple(box))
+        return Glimpse(values, answers, (*box, values[-1].shape[1] if values else 0))
 
     def _places(self, part: int, sample: Tensor, answer: Tensor) -> Places | None:
         """Positions in a sample and in its output, both flattened; None where they do not fit."""
@@ -213,6 +216,11 @@ class Reader:
         known = self.places[form]
         # Results of other sizes are not those that were looked at.
         return None if known is None or known[2] != answer.shape else known
+
+
+def _few(places: Tensor, most: int) -> Tensor:
+    """Not many more than `most` of the places, from all over the sample."""
+    return places[:: max(len(places) // most, 1)]
 
 
 def _unique() -> bytes:

@@ -22,6 +22,7 @@ from typing import Any
 
 from ...passes.pade.schedule import estimate_steps, fits_times, says_length
 from .origins import origins, weigh
+from .provenance import MOST
 from .steps import Call, Counts, Evaluation, Known, Placed, Root, Sample, Step
 
 __all__ = ["Runs"]
@@ -36,8 +37,9 @@ KNOWN_LENGTHS = 32  # finished schedules that are remembered, to know a run's le
 class Runs:
     """The steps that one model in one graph has seen, least recently used first.
 
-    limit: calls that nothing has continued yet, whose steps are kept. vouched: whether the caller
-        says that all calls are of one run, each on the sample that the one before has led to.
+    limit: calls that nothing has continued yet, whose steps are kept. positions: how many are
+        looked at of each sample. vouched: whether the caller says that all calls are of one run,
+        each on the sample that the one before has led to.
     weighs: whether to find out what weights outputs have in the samples that come after them.
     weights: those of each step, where the caller says so.
     steps_known: how many steps a run has, where the caller says so.
@@ -47,6 +49,7 @@ class Runs:
     """
 
     limit: int
+    positions: int = MOST
     counts: Counts = field(default_factory=Counts)
     vouched: bool = False
     weighs: bool = False

@@ -23,7 +23,8 @@ from .batches import begun_anew, gathered
 from .digest import Later, at_hand
 from .fingerprint import Fingerprint
 from .origins import answered
-from .reading import Glimpse, Hashes, Reader, Seen
+from .provenance import MOST
+from .reading import WEIGHED, Glimpse, Hashes, Reader, Seen
 from .runs import Runs
 from .sizes import evaluate, size_of
 from .steps import Call, Evaluation, Placed, Root
@@ -193,7 +194,8 @@ class PadeGraph:
             seen.left = [each.later.copies for each in unread if each.later is not None]
         else:
             unseen = [each.left for each in unread]
-            seen, waited = self.reader.read(model.hashes, inputs, unseen, proven=said is None)
+            most = self._positions(None if said is None else said.run)
+            seen, waited = self.reader.read(model.hashes, inputs, unseen, most)
             model.counters.host_reads += waited
         if said is not None and said.branch is not None:
             seen.conditions = []  # the name says it
@@ -234,7 +236,7 @@ class PadeGraph:
             model = _Model(
                 weakref.ref(owner),
                 held,
-                Runs(limit=self.options.max_runs, weighs=bool(self.options.correction)),
+                Runs(self.options.max_runs, weighs=self.options.correction > 0),
             )
             self.models[key] = model
             for each in [k for k, m in self.models.items() if m.owner() is None]:
@@ -250,15 +252,24 @@ class PadeGraph:
             model.runs.drop_states()
         return model
 
+    def _positions(self, explicit: Explicit | None) -> int:
+        """How many of each sample's positions are looked at: where the caller vouches for the run,
+        nothing has to be proven, but what its sampler makes of outputs may be unknown."""
+        if explicit is None:
+            return MOST
+        known = explicit.weights is not None or explicit.where is not None
+        return 0 if known or not self.options.correction else WEIGHED
+
     def _vouched(self, model: _Model, explicit: Explicit, branch: str | None) -> Runs:
         """The runs of an explicit one: each named branch has its own."""
         key = self.number, branch
         if key not in explicit.runs:
             if explicit.steps is not None and explicit.where is None:
                 self.schedule.check(explicit.steps)
+            most = self._positions(explicit)
             explicit.runs[key] = Runs(
-                self.options.max_runs, model.runs.counts, vouched=True, weights=explicit.weights,
-                steps_known=explicit.steps,
+                self.options.max_runs, most, model.runs.counts, vouched=True, weighs=most > 0,
+                weights=explicit.weights, steps_known=explicit.steps,
             )  # fmt: skip
         return explicit.runs[key]
 
@@ -434,9 +445,7 @@ class PadeGraph:
         carried = replace(carried, answers=self._give_back(plan, inputs, results))
         if plan.fresh and plan.carried.known:
             carried = begun_anew(carried, plan.fresh)
-        # Where the caller vouches for a run, nothing has to be proven.
-        vouched_for = plan.runs.vouched
-        glimpse = Glimpse() if vouched_for else self.reader.glimpse(inputs, results)
+        glimpse = self.reader.glimpse(inputs, results, plan.runs.positions)
         pending = [each.moments for each in state] if plan.compute else []
         return Record(carried, int(carried.known), plan.epoch, glimpse, pending)
 

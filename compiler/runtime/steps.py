@@ -90,7 +90,8 @@ class Evaluation:
 class Step:
     """A distinct sample. depth: how many steps its run had before; times: of these and its own.
     run: its run's number. children: steps that continue it. ended: runs that came by and are over.
-    box: what its positions lie in, once that is known; runs: the number of the `Runs` it is of.
+    box: what its positions lie in and how many they are, once that is known; runs: the number of
+    the `Runs` it is of.
     scale: of its run's first sample in it; NaN where that is not known.
     guess: where nothing is proven, the step that it seems to come from. What comes after it may be
     made of that one's outputs, too; no state is taken from there.

@@ -48,7 +48,7 @@ def test_what_is_looked_at_is_in_sample_and_output_alike() -> None:
     found = reader.glimpse(inputs(wide, narrow), [wide[:, :4], torch.cat([narrow] * 2, 1)])
     for values, answers in zip(found.values, found.answers, strict=True):
         assert torch.equal(values, answers)
-    assert found.box == ((4, 5), (4, 5))
+    assert found.box == ((4, 5), (4, 5), 20)
     assert reader.glimpse(inputs(wide, narrow), [wide, narrow]).values == []  # by now another size
 
 
