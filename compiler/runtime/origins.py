@@ -98,7 +98,7 @@ def weigh(call: Call, made: Sequence[Step]) -> None:
         step.scale = parent.scale * factors[0]
         own = [each for each in reversed(parent.evaluations) if each.outputs is not None]
         for evaluation, factor in zip(own[: MOST_COLUMNS - 1], factors[1:], strict=False):
-            evaluation.weight = factor / step.scale
+            step.weights[evaluation.conditions] = factor / step.scale
 
 
 class _Search:

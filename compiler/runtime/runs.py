@@ -141,14 +141,15 @@ class Runs:
         be told."""
         if self.weights is not None and step.depth < len(self.weights):
             return self.weights[step.depth]
-        if link is None or math.isnan(link.weight):
-            return math.nan
-        before = link.before
-        if before is None or math.isnan(before.weight):
-            return link.weight
+        newest = math.nan if link is None else step.weights.get(link.conditions, math.nan)
+        if link is None or link.before is None:
+            return newest
+        before = link.step.weights.get(link.before.conditions, math.nan)
+        if math.isnan(before):
+            return newest
         # Spacings change slowly; another ratio is that of outputs which the sampler does not use.
-        ratio = link.weight / before.weight if before.weight else 0.0
-        return link.weight * ratio if 1 / STRETCH <= ratio <= STRETCH else math.nan
+        ratio = newest / before if before else 0.0
+        return newest * ratio if 1 / STRETCH <= ratio <= STRETCH else math.nan
 
     def _parents(
         self, call: Call, samples: Sequence[Sample]

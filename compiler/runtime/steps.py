@@ -67,8 +67,7 @@ class Evaluation:
     stateful: whether that one's state was continued, too.
     last: the newest computed step of the branch with this one, counted from 1; 0 for none.
     begun: the step that the oldest of its state is of.
-    visits: how often it was made. weight: of its outputs in the samples of its run that come after
-    it, by its parent's scale, once that was seen; NaN where it is not known.
+    visits: how often it was made.
     """
 
     step: Step
@@ -83,7 +82,6 @@ class Evaluation:
     begun: int = 0
     visits: int = 1
     outputs: tuple[Tensor, ...] | None = None
-    weight: float = math.nan
 
 
 @dataclass(eq=False)
@@ -92,7 +90,8 @@ class Step:
     run: its run's number. children: steps that continue it. ended: runs that came by and are over.
     box: what its positions lie in and how many they are, once that is known; runs: the number of
     the `Runs` it is of.
-    scale: of its run's first sample in it; NaN where that is not known.
+    scale: of its run's first sample in it; NaN where that is not known. weights: of its parent's
+    outputs in it and all that comes after, by their conditions, where they are known.
     guess: where nothing is proven, the step that it seems to come from. What comes after it may be
     made of that one's outputs, too; no state is taken from there.
     """
@@ -109,6 +108,7 @@ class Step:
     box: tuple[Any, ...] = ()
     runs: int = 0
     scale: float = math.nan
+    weights: dict[tuple[Any, ...], float] = field(default_factory=dict)
     guess: Step | None = None
 
     def path(self, reach: int, guessed: bool = False) -> Iterator[Step]:
@@ -128,7 +128,7 @@ class Placed:
     comes from; None where there is none, and then `root` says why. link: the evaluation that it
     follows, with or without state. times: of the run's steps up to this one; error: see `Call`.
     repeats: whether there was an evaluation with all the same. weight: that its outputs will have,
-    by what those before had; NaN where that is not known (see `Evaluation`)."""
+    by what those before had; NaN where that is not known."""
 
     step: Step
     before: Evaluation | None

@@ -153,9 +153,10 @@ class Fidelity:
 
         placement = self._placement(self.computed, fidelity)
         # The schedule computes what follows the list's end; a last entry beyond the run stops that.
-        # A step whose forecast misses by far would be computed, which costs more than allowed.
+        # A step whose forecast misses by far would be computed, which costs more than allowed. What
+        # is compared here is forecasts alone, without what is given back for them later.
         listed = [*placement, self.steps + 100]
-        pade = {"predictor": name, "schedule": listed, "max_error": 1e9}
+        pade = {"predictor": name, "schedule": listed, "max_error": 1e9, "correction": 0.0}
         return self.accel(f"accel {name}", f"full on {list(placement)}", pade)
 
     def peer(self, peer: Peer) -> Contender | None:

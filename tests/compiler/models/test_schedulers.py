@@ -116,10 +116,10 @@ def proven(sampler: Any, guidance: float) -> list[list[float]]:
         call = Call((), [step.sample], [()], frozenset(), torch.float32)
         weigh(call, [step])
         if before is not None:
-            found.append([each.weight for each in before.evaluations])
+            found.append([step.weights.get(each, math.nan) for each in (("told",), ("untold",))])
         told, untold = (torch.tanh(sample.roll(shift, -1) * 0.7 + shift) for shift in (1, 2))
-        for output in (told, untold):
-            evaluation = Evaluation(step, None, 0, (), None, frozenset(), frozenset())
+        for name, output in (("told", told), ("untold", untold)):
+            evaluation = Evaluation(step, None, 0, (name,), None, frozenset(), frozenset())
             evaluation.outputs = (output.flatten(),)
             step.evaluations.append(evaluation)
         if hasattr(sampler, "scale_model_input"):
