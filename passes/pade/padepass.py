@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -10,6 +11,7 @@ from typing import Any, ClassVar
 from ...kernels.errors import OptionError
 from ...kernels.predictors import Predictor, resolve
 from ..base import Feature, Pass, PassResult, Program, Reason, Skip
+from ..graph.nodes import hint, results_of, value_of
 from ..options import built
 from .clock import find_clock
 from .gate import Gate
@@ -45,7 +47,7 @@ class PadePass(Pass):
     name: ClassVar[str] = "pade"
     summary: ClassVar[str] = "wraps the block stack in `torch.cond(compute, blocks, predict)`"
     applies: ClassVar[str] = "inference graphs with a block stack and a timestep input"
-    keeps: ClassVar[str] = "the last three residuals of each sampling run"
+    keeps: ClassVar[str] = "the last three residuals of each sampling run, and two like its output"
     default: ClassVar[bool] = True
     features: ClassVar[frozenset[Feature]] = frozenset({Feature.BRANCH, Feature.STATE})
 
@@ -106,11 +108,15 @@ class PadePass(Pass):
             return program, PassResult(self.name, skipped=skips)
         state, module = wrap_in_branch(program, region, clock, resolve(self.predictor))
         stacks = ", ".join(f"{stack.parent} ({len(stack.blocks)})" for stack in region.stacks)
+        # What is given back is reckoned from two tensors like each answer, one of them float32.
+        results = results_of(program.module.graph)
+        answers = [value_of(results[index]) for index in dict.fromkeys(clock.answers)]
+        owed = sum(math.prod(map(hint, each.shape)) * (each.itemsize + 4) for each in answers)
         details = {
             "blocks": region.blocks,
             "streams": len(region.streams),
             "nodes_skipped": len(region.nodes),
-            "state_bytes": state.bytes(),
+            "state_bytes": state.bytes() + (owed if self.correction else 0),
             "pairing": "additive" if all(s.additive for s in region.streams) else "same shape",
         }
         result = PassResult(self.name, (stacks,), tuple(refused), details)
