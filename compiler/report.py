@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..kernels.errors import AccelError, OptionError
+from ..kernels.errors import AccelError, OptionError, first_line
 from ..kernels.omnisparse.selection import SelectionSummary
 from ..passes import PASSES, PadePass, PassResult, Skip
 from ..passes.pade.schedule import Auto
@@ -62,6 +62,7 @@ class Report:
     graphs: tuple[GraphReport, ...]
     options: Options
     fullgraph: bool  # whether the model is captured as one graph
+    broken: str = ""  # what Dynamo said where it is not; known to `explain`
 
     @property
     def passes(self) -> dict[str, PassReport]:
@@ -83,8 +84,13 @@ class Report:
             "captured whole (fullgraph=True)"
             + (f", compiled {len(self.graphs)} times" if len(self.graphs) > 1 else "")
             if self.fullgraph
-            else f"captured in parts, {len(self.graphs)} graphs: torch.compile can't capture this "
-            "model as one, or it is also part of another that is compiled"
+            else f"captured in parts, {len(self.graphs)} graphs: "
+            + (
+                f"torch.compile can't capture this model as one: {self.broken}"
+                if self.broken
+                else "torch.compile can't capture this model as one (accel.explain says why), "
+                "or it is also part of another that is compiled"
+            )
         ]
         for name, report in self.passes.items():
             found = "matched " + "; ".join(report.matched) if report.matched else "nothing"
@@ -137,14 +143,14 @@ def explain(
         return module.forward
 
     original = getattr(model, "_orig_mod", model)
-    one_graph = True
+    broken = ""
     try:
         captured(original, collect)(*args, **kwargs)
-    except not_whole():
-        one_graph = False
+    except not_whole() as error:
+        broken = first_line(error)
         graphs.clear()
         captured(original, collect, whole=False)(*args, **kwargs)
-    return Report(tuple(graphs), parsed, one_graph)
+    return Report(tuple(graphs), parsed, not broken, broken)
 
 
 def report_of(compiled: Any) -> Report:

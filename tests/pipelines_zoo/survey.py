@@ -70,10 +70,12 @@ def why_not(pipeline: Any) -> str:
     """What the Padé pass said where it declined."""
     for each in transformers(pipeline):
         try:
-            skipped = accel.report_of(each).passes["pade"].skipped
+            report = accel.report_of(each)
         except accel.AccelError:
             continue
-        if skipped:
+        if not report.fullgraph:
+            return f"captured in parts, {len(report.graphs)} graphs"
+        if skipped := report.passes["pade"].skipped:
             return str(skipped[-1])
     return ""
 
