@@ -26,8 +26,9 @@ from ...kernels.errors import ExportError, OptionError
 from ...kernels.predictors import judged
 from ...passes import PadePass
 from ...passes.pade import StackState, rules
-from ...passes.pade.rules import Carried, CarriedStream
+from ...passes.pade.rules import Carried, CarriedAnswer, CarriedStream
 from ..extras import optional
+from ..models.schedulers import weights_of
 from ..options import Options, parse_options
 from .capture import Captured, capture
 from .manifest import Manifest, dtype_of
@@ -65,11 +66,14 @@ class SequenceStep(nn.Module):
 
     forward(*inputs, *state) returns (*outputs, computed, *new state), the state as in `state`:
     how many steps there were, the newest computed one (1 more than its number), how many residuals
-    are known, whether they may be predicted from, their times, and each stream's tensors. Entries
-    of the history beyond the known ones repeat the oldest.
+    are known, whether they may be predicted from, their times, each stream's tensors, and what is
+    owed to each answer. Entries of the history beyond the known ones repeat the oldest.
+    weights: of each step's answers in the samples that come after it; None where that is not known.
     """
 
-    def __init__(self, captured: Captured, pade: PadePass, steps: int) -> None:
+    def __init__(
+        self, captured: Captured, pade: PadePass, steps: int, weights: Sequence[float] | None
+    ) -> None:
         super().__init__()
         stack: StackState = captured.program.state
         self.step = captured.step
@@ -87,6 +91,16 @@ class SequenceStep(nn.Module):
         # Rows: the step; columns: the newest computed step.
         table = [[schedule.computes(i, j, steps) for j in range(steps)] for i in range(steps)]
         self.table = nn.Buffer(torch.tensor(table))
+        self.answers: dict[int, Tensor] = {}
+        if weights is None or not pade.correction:
+            return
+        shares = [rules.share_given_back(pade.correction, steps - step) for step in range(steps)]
+        self.weights = nn.Buffer(torch.tensor(weights, dtype=torch.float64))
+        self.shares = nn.Buffer(torch.tensor(shares, dtype=torch.float64))
+        self.answers = {
+            place: captured.expected[place] for place in stack.clock.answers
+            if len(captured.expected[place]) == self.batch
+        }  # fmt: skip
 
     def state(self) -> list[StateTensor]:
         """What the server keeps of a run."""
@@ -103,6 +117,12 @@ class SequenceStep(nn.Module):
             names += ["stack_input"] * predictor.reads_inputs
             found.append((f"moments_{index}", tuple(map(int, stream.moments)), torch.float32))
             found += [(f"{name}_{index}", shape, stream.dtype) for name in names]
+        for index, answer in enumerate(self.answers.values()):
+            shape = tuple(answer.shape)
+            found.append((f"answer_{index}", shape, answer.dtype))
+            found.append((f"predicted_{index}", shape, torch.float32))
+            for name in ("answer_time", "weight", "moment"):
+                found.append((f"{name}_{index}", (self.batch,), torch.float64))
         return [StateTensor(f"accel_{name}", shape, dtype) for name, shape, dtype in found]
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -119,11 +139,28 @@ class SequenceStep(nn.Module):
 
         made = self.stack.unpack(results[self.outputs :])
         finite, _, error = judged([each.moments for each in made])
+        outputs, owed = self._given_back(results[: self.outputs], carried, compute, now)
         carried = rules.record(carried, self.stack.predictor, compute, finite, now, made)
+        carried = replace(carried, answers=owed)
         sound = rules.trusted(carried.known, finite, error, self.max_error)
         trusted = rules.choose(compute, sound, carried.trusted)
         state = self._flat(replace(carried, trusted=trusted))
-        return (*results[: self.outputs], compute[None], *state)
+        return (*outputs, compute[None], *state)
+
+    def _given_back(
+        self, results: Sequence[Tensor], carried: Carried, compute: Tensor, now: Tensor
+    ) -> tuple[list[Tensor], tuple[CarriedAnswer, ...]]:
+        """The outputs, with what is given back, and what is owed after the step."""
+        outputs, owed = list(results), []
+        step: Any = carried.step
+        place = step[0].clamp(max=self.steps - 1)
+        for index, before in zip(self.answers, carried.answers, strict=True):
+            answer, weight = outputs[index], self.weights[place].expand(self.batch)
+            share = self.shares[place].expand(self.batch)
+            corrected = rules.given_back(before, answer, now, weight, share)
+            outputs[index] = rules.choose(compute, corrected, answer)
+            owed.append(rules.owed_after(before, answer, compute, now, weight))
+        return outputs, tuple(owed)
 
     def _carried(self, flat: Sequence[Tensor]) -> Carried:
         step, last, known, trusted, times, *rest = flat
@@ -133,7 +170,8 @@ class SequenceStep(nn.Module):
             moments, *residuals = [rest.pop(0) for _ in range(1 + history)]
             previous = rest.pop(0) if reads else None
             streams.append(CarriedStream(moments, tuple(residuals), previous))
-        return Carried(step, last, known, trusted, times.unbind(0), tuple(streams))
+        answers = tuple(CarriedAnswer(*[rest.pop(0) for _ in range(5)]) for _ in self.answers)
+        return Carried(step, last, known, trusted, times.unbind(0), tuple(streams), answers)
 
     def _flat(self, carried: Carried) -> list[Any]:
         """In the order of `state`."""
@@ -142,6 +180,8 @@ class SequenceStep(nn.Module):
         for stream in carried.streams:
             flat += [stream.moments, *stream.residuals]
             flat += [] if stream.previous is None else [stream.previous]
+        for owed in carried.answers:
+            flat += [owed.computed, owed.predicted, owed.time, owed.weight, owed.moment]
         return flat
 
     def _planned(self, carried: Carried) -> Tensor:
@@ -160,6 +200,7 @@ def export_repository(
     *,
     path: str | os.PathLike[str],
     steps: int,
+    scheduler: Any = None,
     options: Options | Mapping[str, Any] | None = None,
     name: str = "",
     sequences: int = 8,
@@ -167,7 +208,9 @@ def export_repository(
     """Write `<path>/<name>/config.pbtxt` and `<path>/<name>/1/model.onnx`; returns `<path>/<name>`.
 
     args, kwargs: example inputs; all their sizes are fixed. steps: how many steps a sampling run
-    has; a request beyond them is computed. sequences: how many runs one instance of the model
+    has; a request beyond them is computed. scheduler: one of diffusers', set to a run's timesteps:
+    says what it makes of outputs, so that the file gives back what predicted steps missed; None, or
+    one of higher order: nothing is given back. sequences: how many runs one instance of the model
     serves at a time. name: of the model on the server, by default its class.
     Raises ExportError where the Padé pass does not apply or the directory is there already, and
     OptionError for options that a server can't carry out; then nothing is written.
@@ -183,6 +226,11 @@ def export_repository(
         raise OptionError(f"steps is {steps!r}; it has to be a whole number from 1 to {LONGEST}")
     if not (isinstance(sequences, int) and sequences >= 1):
         raise OptionError(f"sequences is {sequences!r}; it has to be a whole number from 1")
+    if scheduler is not None and len(scheduler.timesteps) != steps:
+        raise OptionError(
+            f"the scheduler has {len(scheduler.timesteps)} timesteps, but steps is {steps}; set it "
+            f"by scheduler.set_timesteps({steps})"
+        )
     name = name or type(model).__name__
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise OptionError(f"name {name!r} can't be a directory's: letters, digits, '_', '-', '.'")
@@ -201,7 +249,8 @@ def export_repository(
         raise ExportError(
             f"there is no state to serve, as the Padé pass does not apply: {declined.skipped[-1]}"
         )
-    sequence = SequenceStep(captured, pade, steps).eval()
+    weights = None if scheduler is None else weights_of(scheduler)
+    sequence = SequenceStep(captured, pade, steps, weights).eval()
     state = sequence.state()
     with torch.no_grad():
         examples = (*captured.examples[: sequence.inputs], *(each.zeros() for each in state))

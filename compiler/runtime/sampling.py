@@ -384,14 +384,6 @@ class PadeGraph:
 
     # Executing and recording
 
-    def _share(self, placed: Placed, steps: int | None) -> float:
-        """How much a step gives back of what was missed: less towards the end, and nothing there.
-
-        What is left of the run makes up for the rest of it, and for what is given back too much.
-        """
-        left = 0 if steps is None else steps - placed.step.depth
-        return self.options.correction * (1 - 1 / left if left > 0 else 1.0)
-
     def _give_back(
         self, plan: _Plan, inputs: Sequence[Any], results: list[Any]
     ) -> tuple[CarriedAnswer, ...]:
@@ -404,7 +396,8 @@ class PadeGraph:
         if not self.options.correction or not places:
             return ()
         weight = torch.tensor([each.weight for each in plan.placed], dtype=torch.float64)
-        shares = [self._share(each, plan.runs.length(each)) for each in plan.placed]
+        left = [(plan.runs.length(each) or 0) - each.step.depth for each in plan.placed]
+        shares = [rules.share_given_back(self.options.correction, each) for each in left]
         share = torch.tensor(shares, dtype=torch.float64)
         answers = [results[place] for place in places]
         before = plan.carried.answers

@@ -20,7 +20,7 @@ from .state import StreamInputs, StreamOutputs
 
 __all__ = ["Carried", "CarriedAnswer", "CarriedStream", "arguments", "begin", "choose", "decide",
            "given_back", "nothing_owed", "owed_after", "record", "sample_times",
-           "trusted"]  # fmt: skip
+           "share_given_back", "trusted"]  # fmt: skip
 
 Flag = bool | Tensor  # of bool, with one element
 Number = int | Tensor  # of int64, with one element
@@ -152,6 +152,15 @@ def trusted(known: Number, finite: Flag, error: Any, max_error: float) -> Flag:
     from: its error means nothing. error: a number or a tensor, of the kind of `finite`.
     """
     return finite & ((known < 2) | (error <= max_error))
+
+
+def share_given_back(correction: float, left: int) -> float:
+    """How much of what was missed a step gives back: less towards the end, and nothing there.
+
+    What is left of the run makes up for the rest, and for what is given back too much. left: steps
+    of the run, this one included; 0 where that is not known.
+    """
+    return correction * (1 - 1 / left if left > 0 else 1.0)
 
 
 def given_back(

@@ -107,9 +107,26 @@ def test_the_configuration(repository: Path) -> None:
     assert sorted(each.name for each in repository.iterdir()) == ["1", "config.pbtxt"]
 
 
-def test_sequences_sample_as_the_compiled_model(repository: Path) -> None:
-    expected, stats = sampled(euler)
-    server = Server(repository)
+def flow(steps: int = 20) -> Any:
+    """A scheduler that makes of outputs what `euler` does."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    scheduler: Any = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(sigmas=[1 - step / steps for step in range(steps)])
+    return scheduler
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_sequences_sample_as_the_compiled_model(
+    known: bool, repository: Path, tmp_path: Path
+) -> None:
+    """Where the scheduler is known the file gives back what predicted steps missed, too."""
+    if known:
+        written = export_repository(
+            dit(2), (noise(),), EXAMPLE, path=tmp_path, steps=20, scheduler=flow()
+        )
+    expected, stats = sampled(euler, True if known else {"correction": 0.0})
+    server = Server(written if known else repository)
     for _ in range(2):  # a second sequence starts from zeros again
         server.start()
         for one, other in zip(euler(server, noise(), LABELS), expected, strict=True):
@@ -123,7 +140,7 @@ def test_sequences_sample_as_the_compiled_model(repository: Path) -> None:
 @pytest.mark.parametrize("predictor", ["chebyshev", Hermite(order=3)])
 def test_any_predictor_is_part_of_the_file(predictor: Any, tmp_path: Path) -> None:
     """Its coefficients too, so that an object needs no code where the file runs."""
-    pade = {"predictor": predictor, "max_error": 1e9}
+    pade = {"predictor": predictor, "max_error": 1e9, "correction": 0.0}
     written = export_repository(
         dit(2), (noise(),), EXAMPLE, path=tmp_path, steps=20, options={"pade": pade}
     )
@@ -167,6 +184,7 @@ class Blockless(nn.Module):
     ("change", "error", "message"),
     [
         ({"steps": 0}, OptionError, "whole number from 1 to 1000"),
+        ({"scheduler": flow(12)}, OptionError, "has 12 timesteps, but steps is 20"),
         ({"sequences": 0}, OptionError, "sequences is 0"),
         ({"name": "../elsewhere"}, OptionError, "can't be a directory's"),
         ({"options": {"pade": False}}, OptionError, "needs the Padé pass"),
