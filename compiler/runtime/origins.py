@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -25,6 +24,7 @@ BETTER = 1.2  # a proof that leaves so much more than a rival is none
 LATER = 3  # steps before a rival, among which the best makes it the likely origin
 BLENDS, ALL_BLENDS = 8, 32  # steps of which a sample is tried to be a blend, and a whole call
 RELATED = 0.05  # the least correlation with what is fitted
+WITNESSES = 4  # other models' outputs that a sample is tried to be made of, too
 WITNESSED = 256  # samples whose outputs other models may look at
 CLOSE = 0.95  # of a sample; where less is left, a step may be what it comes from
 CHANGING = 0.02  # of a sample's positions, where fewer are unchanged, none is left out for that
@@ -77,23 +77,35 @@ def weigh(call: Call, made: Sequence[Step]) -> None:
     In units in which a is 1 throughout, a sampler's x' = a x + b y adds b y / (a times those of the
     steps before), so weights can be compared from step to step.
     """
-    made = [
-        each for each in made
-        if each.parent is not None and each.sample.values and not math.isnan(each.parent.scale)
-        and any(own.outputs is not None for own in each.parent.evaluations)
-    ]  # fmt: skip
-    if not made:
-        return
+    pairs = [(each, each.parent) for each in made if each.parent and _answered(each.parent)]
+    # Its model's own outputs, and where these do not explain it, one of another's, too: not all at
+    # once, as those that are equal would share their weight.
+    for number in range(WITNESSES + 1):
+        tried = []
+        for step, parent in pairs:
+            more = _witnesses.others(parent)[number - 1 : number] if number else []
+            if not step.weights and len(more) == min(number, 1):
+                tried.append((step, parent, more))
+        if tried:
+            _weigh(call, tried)
+
+
+def _weigh(call: Call, tried: Sequence[tuple[Step, Step, list[tuple[Tensor, ...]]]]) -> None:
+    """Fit steps to their parents' own outputs and those of another model."""
     part = 0  # one share of time for all of a sample's parts: video and audio go together
-    target = torch.stack([each.sample.values[part] for each in made]).double()
-    parents = [each.parent for each in made if each.parent is not None]
-    basis, newest, _ = _basis([[each] for each in parents], part, alone=True)
-    found = fit(target, basis, newest, rounding(call.dtype), torch.zeros_like(target) > 0)
+    target = torch.stack([step.sample.values[part] for step, _, _ in tried]).double()
+    bases = [
+        [values[part] for values in [*_columns(parent, alone=True), *more]]
+        for _, parent, more in tried
+    ]
+    basis = _stacked(bases)
+    nothing = torch.zeros(basis.shape[::2], dtype=torch.bool)
+    found = fit(target, basis, nothing, rounding(call.dtype), torch.zeros_like(target) > 0)
     alone = (found.left <= limits_of(call.dtype).unexplained).tolist()
-    for step, parent, factors, first_order in zip(
-        made, parents, found.factors.tolist(), alone, strict=True
+    for (step, parent, _), factors, explained in zip(
+        tried, found.factors.tolist(), alone, strict=True
     ):
-        if not first_order or factors[0] <= 0:
+        if not explained or factors[0] <= 0:
             continue
         step.scale = parent.scale * factors[0]
         own = [each for each in reversed(parent.evaluations) if each.outputs is not None]
@@ -319,16 +331,21 @@ def _basis(
         bases.append(columns)
         marks.append(newest)
         samples.append(earlier)
-    width = max(map(len, bases))
-    nothing = torch.zeros_like(bases[0][0])
-    # One stack for all: there may be hundreds of small ones.
-    flat = [each for columns in bases for each in [*columns, *[nothing] * (width - len(columns))]]
-    filled = torch.stack(flat).double().view(len(bases), width, len(nothing))
+    filled = _stacked(bases)
+    width = filled.shape[-1]
     padded, of_samples = (
         torch.tensor([[*each, *[False] * (width - len(each))] for each in rows])
         for rows in (marks, samples)
     )
-    return filled.mT, padded, of_samples
+    return filled, padded, of_samples
+
+
+def _stacked(bases: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Columns [P] of each as [S, P, K] in float64, filled up with columns of zeros."""
+    width, nothing = max(map(len, bases)), torch.zeros_like(bases[0][0])
+    # One stack for all: there may be hundreds of small ones.
+    flat = [each for columns in bases for each in [*columns, *[nothing] * (width - len(columns))]]
+    return torch.stack(flat).double().view(len(bases), width, len(nothing)).mT
 
 
 def _unit(values: Tensor) -> Tensor:

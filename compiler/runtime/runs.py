@@ -82,9 +82,8 @@ class Runs:
             depth = depth if call.depth is None else call.depth
             run = number if parent is None else parent.run
             found[sample.key] = Step(
-                sample, call.form, parent, depth, run, runs=self.number, guess=guess,
-                scale=1.0 if parent is None else math.nan,
-            )  # fmt: skip
+                sample, call.form, parent, depth, run, runs=self.number, guess=guess
+            )
         if self.weighs:
             weigh(call, [found[sample.key] for sample in unknown.values()])
         return [

@@ -90,8 +90,8 @@ class Step:
     run: its run's number. children: steps that continue it. ended: runs that came by and are over.
     box: what its positions lie in and how many they are, once that is known; runs: the number of
     the `Runs` it is of.
-    scale: of its run's first sample in it; NaN where that is not known. weights: of its parent's
-    outputs in it and all that comes after, by their conditions, where they are known.
+    scale: of its run's first sample in it, or of the last one from which it is known. weights: of
+    its parent's outputs in it and all that comes after, by their conditions, where they are known.
     guess: where nothing is proven, the step that it seems to come from. What comes after it may be
     made of that one's outputs, too; no state is taken from there.
     """
@@ -107,7 +107,7 @@ class Step:
     ended: int = 0
     box: tuple[Any, ...] = ()
     runs: int = 0
-    scale: float = math.nan
+    scale: float = 1.0
     weights: dict[tuple[Any, ...], float] = field(default_factory=dict)
     guess: Step | None = None
 

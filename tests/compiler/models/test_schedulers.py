@@ -101,8 +101,7 @@ def test_a_run_that_begins_with_a_picture() -> None:
 def step_of(sample: torch.Tensor, parent: Step | None) -> Step:
     depth = 0 if parent is None else parent.depth + 1
     values = Sample((sample.flatten(),), f"{depth}".encode())
-    scale = 1.0 if parent is None else math.nan
-    return Step(values, (), parent, depth, 0, scale=scale)
+    return Step(values, (), parent, depth, 0)
 
 
 def proven(sampler: Any, guidance: float) -> list[list[float]]:

@@ -26,19 +26,29 @@ def scheduler(shift: float) -> Any:
     return made
 
 
-def fast(correction: float) -> Any:
+def fast(correction: float, seed: int = 0) -> Any:
     pade = {"schedule": list(COMPUTED), "correction": correction, "max_error": 1e9}
-    return torch.compile(dit(), backend="accel", options={"lowering": "eager", "pade": pade})
+    model = dit(seed=seed)
+    return torch.compile(model, backend="accel", options={"lowering": "eager", "pade": pade})
 
 
 @torch.no_grad()
-def sampled(call: Callable[..., Any], shift: float, guidance: float = 1.0) -> Tensor:
-    """One run; with guidance in two calls where that is not 1."""
+def sampled(
+    call: Callable[..., Any],
+    shift: float,
+    guidance: float = 1.0,
+    weaker: Callable[..., Any] | None = None,
+) -> Tensor:
+    """One run; with guidance in two calls where that is not 1: by no label, or a weaker model."""
     sampler, sample = scheduler(shift), noise()
+    calls = [(call, LABELS)]
+    if guidance != 1.0:
+        calls.append((call, torch.full((2,), 10)) if weaker is None else (weaker, LABELS))
     for time in sampler.timesteps:
+        times = time.expand(len(sample))
         outputs = [
-            call(sample, timestep=time.expand(len(sample)), class_labels=labels, return_dict=False)
-            for labels in ((LABELS,) if guidance == 1.0 else (LABELS, torch.full((2,), 10)))
+            each(sample, timestep=times, class_labels=labels, return_dict=False)
+            for each, labels in calls
         ]
         told, untold = outputs[0][0], outputs[-1][0]
         mixed = untold + guidance * (told - untold)
@@ -49,8 +59,8 @@ def sampled(call: Callable[..., Any], shift: float, guidance: float = 1.0) -> Te
 class ByHand:
     """A model without correction, and the correction around it, in plain numbers."""
 
-    def __init__(self, shift: float, branches: int) -> None:
-        self.model, self.branches, self.calls = fast(0.0), branches, 0
+    def __init__(self, shift: float, branches: int, seed: int = 0) -> None:
+        self.model, self.branches, self.calls = fast(0.0, seed), branches, 0
         sampler = scheduler(shift)
         self.times, self.weights = sampler.timesteps.tolist(), weights_of(sampler) or []
         self.computed: list[tuple[int, Tensor]] = [(0, torch.zeros(1))] * branches
@@ -100,6 +110,17 @@ def test_as_by_hand(how: str, shift: float, guidance: float) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
     uncorrected = sampled(fast(0.0), shift, guidance)
     assert (got - uncorrected).abs().max() > 1e-3
+
+
+def test_guidance_by_another_model() -> None:
+    """Each of the two has seen but its own outputs."""
+    by_hand = ByHand(1.0, 1), ByHand(1.0, 1, seed=7)
+    expected = sampled(by_hand[0], 1.0, 3.0, by_hand[1])
+    torch.testing.assert_close(
+        sampled(fast(0.5), 1.0, 3.0, fast(0.5, seed=7)), expected, rtol=1e-4, atol=1e-4
+    )
+    uncorrected = sampled(fast(0.0), 1.0, 3.0, fast(0.0, seed=7))
+    assert (uncorrected - expected).abs().max() > 1e-3
 
 
 def test_a_caller_that_writes_into_its_answer_changes_no_later_one() -> None:
