@@ -19,10 +19,11 @@ from .capture import captured, not_whole
 from .export.engine import Engine
 from .lowering.partitions import partitions
 from .lowering.table import CANNOT
-from .models.schedulers import weights_of
+from .models.schedulers import check_steps, weights_of
 from .options import Options, parse_options
 from .pipeline import rewrite
-from .runtime.sampling import graphs_of, state_bytes
+from .runtime.kept import state_bytes
+from .runtime.sampling import graphs_of
 from .runtime.steps import Root
 from .runtime.tables import drop_tables
 from .runtime.trajectory import Explicit, enclosing, enter_explicit
@@ -206,6 +207,7 @@ def stats(compiled: Any) -> Stats:
         untrusted_steps=total("untrusted_steps"),
         gated_steps=total("gated_steps"),
         nonfinite_steps=total("nonfinite_steps"),
+        corrected_steps=total("corrected_steps"),
         runs=sum(each.counts.started for each in runs),
         forks=sum(each.counts.forks for each in runs),
         siblings=sum(each.counts.siblings for each in runs),
@@ -268,12 +270,13 @@ def trajectory(
     it branches are told apart by what the model is given besides sample and time. scheduler: one of
     diffusers', set to the run's timesteps: says how many steps there are, and what it makes of the
     model's outputs; else that is read off the samples.
-    Raises OptionError if the schedule does not fit that many steps, or a branch is of no run.
+    Raises OptionError if the schedule or the scheduler does not fit that many steps, or a branch is
+    of no run.
     """
     owners = _owners(compiled)
     weights = None
     if scheduler is not None:
-        steps = len(scheduler.timesteps) if steps is None else steps
+        steps = check_steps(scheduler, steps)
         weights = weights_of(scheduler)
     if steps is not None and steps < 1:
         raise OptionError(f"steps is {steps}; a run has at least one step")

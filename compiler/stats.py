@@ -18,6 +18,8 @@ class Stats:
     untrusted_steps: computed because the history was not finite or the error above `max_error`.
     gated_steps: computed because the gate said so.
     nonfinite_steps: computed steps with NaN or Inf in the residual; kept out of the history.
+    corrected_steps: computed steps that gave back what predicted ones before them had missed; none
+        where it is not known what the sampler makes of outputs, as with those of higher order.
     runs: sampling runs begun: samples that nothing known explains, or first calls of explicit runs
         and of each of their named branches. forks: steps from which a run went on in a second way.
         siblings: evaluations of a sample beside others (guidance).
@@ -39,6 +41,7 @@ class Stats:
     untrusted_steps: int = 0
     gated_steps: int = 0
     nonfinite_steps: int = 0
+    corrected_steps: int = 0
     runs: int = 0
     forks: int = 0
     siblings: int = 0

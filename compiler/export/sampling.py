@@ -102,7 +102,7 @@ def run_schedule(
     takes = inspect.signature(plan.step).parameters
     generator = {"generator": torch.Generator().manual_seed(seed)} if "generator" in takes else {}
     # A Heun-like scheduler has more times than steps.
-    with trajectory(engine, steps=len(plan.timesteps)):
+    with trajectory(engine, scheduler=plan):
         for step, time in enumerate(plan.timesteps):
             scaled = plan.scale_model_input(sample, time) if scaling else sample
             current[sample_spec.name] = scaled

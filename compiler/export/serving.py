@@ -28,7 +28,7 @@ from ...passes import PadePass
 from ...passes.pade import StackState, rules
 from ...passes.pade.rules import Carried, CarriedAnswer, CarriedStream
 from ..extras import optional
-from ..models.schedulers import weights_of
+from ..models.schedulers import check_steps, weights_of
 from ..options import Options, parse_options
 from .capture import Captured, capture
 from .manifest import Manifest, dtype_of
@@ -159,7 +159,9 @@ class SequenceStep(nn.Module):
             share = self.shares[place].expand(self.batch)
             corrected = rules.given_back(before, answer, now, weight, share)
             outputs[index] = rules.choose(compute, corrected, answer)
-            owed.append(rules.owed_after(before, answer, compute, now, weight))
+            after = rules.nothing_owed(answer, now), rules.owed_more(before, answer, now, weight)
+            pairs = zip(*(vars(each).values() for each in after), strict=True)
+            owed.append(CarriedAnswer(*[rules.choose(compute, *each) for each in pairs]))
         return outputs, tuple(owed)
 
     def _carried(self, flat: Sequence[Tensor]) -> Carried:
@@ -181,7 +183,7 @@ class SequenceStep(nn.Module):
             flat += [stream.moments, *stream.residuals]
             flat += [] if stream.previous is None else [stream.previous]
         for owed in carried.answers:
-            flat += [owed.computed, owed.predicted, owed.time, owed.weight, owed.moment]
+            flat += vars(owed).values()
         return flat
 
     def _planned(self, carried: Carried) -> Tensor:
@@ -226,11 +228,8 @@ def export_repository(
         raise OptionError(f"steps is {steps!r}; it has to be a whole number from 1 to {LONGEST}")
     if not (isinstance(sequences, int) and sequences >= 1):
         raise OptionError(f"sequences is {sequences!r}; it has to be a whole number from 1")
-    if scheduler is not None and len(scheduler.timesteps) != steps:
-        raise OptionError(
-            f"the scheduler has {len(scheduler.timesteps)} timesteps, but steps is {steps}; set it "
-            f"by scheduler.set_timesteps({steps})"
-        )
+    if scheduler is not None:
+        check_steps(scheduler, steps)
     name = name or type(model).__name__
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise OptionError(f"name {name!r} can't be a directory's: letters, digits, '_', '-', '.'")

@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 import logging
 from typing import Any
 
 import torch
 
-__all__ = ["weights_of"]
+from ...kernels.errors import OptionError
+
+__all__ = ["check_steps", "weights_of"]
 
 log = logging.getLogger(__name__)
 EQUAL = 1e-3  # relative: schedulers compute in float32, and divide by small differences
+
+
+def check_steps(scheduler: Any, steps: int | None) -> int:
+    """How many steps a scheduler of diffusers is set to; OptionError for another, or for what is
+    none."""
+    times = getattr(scheduler, "timesteps", None)
+    if times is None or not callable(getattr(type(scheduler), "step", None)):
+        raise OptionError(
+            f"scheduler is a {type(scheduler).__name__}; it has to be one of diffusers', with "
+            "`step` and `timesteps`, set by its set_timesteps"
+        )
+    if steps not in (None, len(times)):
+        raise OptionError(
+            f"the scheduler has {len(times)} timesteps, but steps is {steps}; set it by "
+            f"scheduler.set_timesteps({steps})"
+        )
+    return len(times)
 
 
 def weights_of(scheduler: Any) -> list[float] | None:
@@ -20,8 +41,11 @@ def weights_of(scheduler: Any) -> list[float] | None:
     scheduler: set to its timesteps; it stays as it is, and so do random numbers. It is linear in
     outputs and samples, so a copy is shown a sample of 1 without outputs, and for each step an
     output of 1 without a sample. None where the next sample is not made of the newest sample and
-    output alone (samplers of higher order, or that add noise), or where that can't be told.
+    output alone (samplers of higher order, or that add noise), or where that can't be told: of a
+    sampler whose `step` takes no generator nobody knows whether it draws from the process's own.
     """
+    if "generator" not in inspect.signature(type(scheduler).step).parameters:
+        return None
     try:
         found = _responses(copy.deepcopy(scheduler))
     except Exception as error:  # whatever another project's code raises
@@ -55,13 +79,13 @@ def _responses(scheduler: Any) -> torch.Tensor:
     sample = torch.zeros(count + 1, 1, 1, 1, dtype=torch.float64)
     sample[-1] = 1
     found = [sample]
-    with torch.random.fork_rng(devices=[]):
-        for step, time in enumerate(scheduler.timesteps):
-            output = torch.zeros_like(sample)
-            output[step] = 1
-            if hasattr(scheduler, "scale_model_input"):  # which some wait for
-                scheduler.scale_model_input(found[-1], time)
-            # Not its own: another may stand in for it while a pipeline runs.
-            made = type(scheduler).step(scheduler, output, time, found[-1], return_dict=False)
-            found.append(made[0].double())
+    step = functools.partial(type(scheduler).step, scheduler)  # its own may be stood in for
+    draws = torch.Generator()
+    for number, time in enumerate(scheduler.timesteps):
+        output = torch.zeros_like(sample)
+        output[number] = 1
+        if hasattr(scheduler, "scale_model_input"):  # which some wait for
+            scheduler.scale_model_input(found[-1], time)
+        made = step(output, time, found[-1], generator=draws, return_dict=False)
+        found.append(made[0].double())
     return torch.stack(found).flatten(1)

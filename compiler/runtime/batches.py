@@ -47,17 +47,14 @@ def gathered(begun: Carried, parts: Sequence[tuple[Carried, Sequence[tuple[int, 
         for age, blank in enumerate(begun.times)
     )
     answers = []
-    for own_answers in zip(*(carried.answers for carried in states), strict=True):
-        parts_of = [vars(each) for each in own_answers]
-        blanks = {
-            name: value.new_zeros(len(begun.times[0]), *value.shape[1:])
-            for name, value in parts_of[0].items()
-        }
-        # Of a sample that has nothing yet no weight is known, so nothing is owed.
+    # Where a call kept none, nothing is given back to any.
+    for each_answer in zip(*(carried.answers for carried in states), strict=False):
+        values = zip(*(vars(each).values() for each in each_answer), strict=True)
+        # To a sample that has nothing yet nothing is owed: its weight is 0.
         answers.append(
             CarriedAnswer(
-                **{name: put(blank, [each[name] for each in parts_of])
-                   for name, blank in blanks.items()}
+                *[put(own[0].new_zeros(len(begun.times[0]), *own[0].shape[1:]), own)
+                  for own in values]
             )
         )  # fmt: skip
     return Carried(

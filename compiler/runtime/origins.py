@@ -78,20 +78,23 @@ def weigh(call: Call, made: Sequence[Step]) -> None:
     steps before), so weights can be compared from step to step.
     """
     pairs = [(each, each.parent) for each in made if each.parent and _answered(each.parent)]
-    # Its model's own outputs, and where these do not explain it, one of another's, too: not all at
-    # once, as those that are equal would share their weight.
-    for number in range(WITNESSES + 1):
-        tried = []
-        for step, parent in pairs:
-            more = _witnesses.others(parent)[number - 1 : number] if number else []
-            if not step.weights and len(more) == min(number, 1):
-                tried.append((step, parent, more))
-        if tried:
-            _weigh(call, tried)
+    _weigh(call, [(step, parent, []) for step, parent in pairs])
+    # Where its model's own outputs do not explain it, with one of another's: not with all at once,
+    # as those that are equal would share their weight.
+    unexplained = [
+        (step, parent, _witnesses.others(parent)) for step, parent in pairs if not step.weights
+    ]
+    for number in range(WITNESSES):
+        _weigh(call, [
+            (step, parent, others[number : number + 1]) for step, parent, others in unexplained
+            if not step.weights and len(others) > number
+        ])  # fmt: skip
 
 
 def _weigh(call: Call, tried: Sequence[tuple[Step, Step, list[tuple[Tensor, ...]]]]) -> None:
     """Fit steps to their parents' own outputs and those of another model."""
+    if not tried:
+        return
     part = 0  # one share of time for all of a sample's parts: video and audio go together
     target = torch.stack([step.sample.values[part] for step, _, _ in tried]).double()
     bases = [
@@ -101,11 +104,11 @@ def _weigh(call: Call, tried: Sequence[tuple[Step, Step, list[tuple[Tensor, ...]
     basis = _stacked(bases)
     nothing = torch.zeros(basis.shape[::2], dtype=torch.bool)
     found = fit(target, basis, nothing, rounding(call.dtype), torch.zeros_like(target) > 0)
-    alone = (found.left <= limits_of(call.dtype).unexplained).tolist()
-    for (step, parent, _), factors, explained in zip(
-        tried, found.factors.tolist(), alone, strict=True
+    explained = (found.left <= limits_of(call.dtype).unexplained).tolist()
+    for (step, parent, _), factors, proven in zip(
+        tried, found.factors.tolist(), explained, strict=True
     ):
-        if not explained or factors[0] <= 0:
+        if not proven or factors[0] <= 0:
             continue
         step.scale = parent.scale * factors[0]
         own = [each for each in reversed(parent.evaluations) if each.outputs is not None]

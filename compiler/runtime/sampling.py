@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
-import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,16 +19,16 @@ from ...passes.pade.rules import Carried, CarriedAnswer, CarriedStream
 from ...passes.pade.state import StreamInputs, StreamState
 from .batches import begun_anew, gathered
 from .digest import Later, at_hand
-from .fingerprint import Fingerprint
+from .kept import Counters, Model, Record, Weights, device_memory, state_bytes
 from .origins import answered
 from .provenance import MOST
-from .reading import WEIGHED, Glimpse, Hashes, Reader, Seen
+from .reading import WEIGHED, Glimpse, Reader, Seen
 from .runs import Runs
 from .sizes import evaluate, size_of
-from .steps import Call, Evaluation, Placed, Root
+from .steps import Call, Placed, Root
 from .trajectory import Explicit, told
 
-__all__ = ["Counters", "PadeGraph", "graphs_of", "state_bytes"]
+__all__ = ["PadeGraph", "graphs_of"]
 
 SHARE = 20  # one part of a device's memory that state may take
 
@@ -38,82 +36,11 @@ _numbers = itertools.count()
 _graphs: weakref.WeakSet[PadeGraph] = weakref.WeakSet()
 
 
-@dataclass
-class Counters:
-    """What happened at run time, for one model in one graph."""
-
-    full_steps: int = 0
-    predicted_steps: int = 0
-    repeated_steps: int = 0
-    untrusted_steps: int = 0
-    gated_steps: int = 0
-    nonfinite_steps: int = 0
-    weight_changes: int = 0
-    host_reads: int = 0
-    roots: dict[str, int] = field(default_factory=dict)
-    last_error: float = float("nan")
-
-
-@dataclass(eq=False)
-class Record:
-    """What a call has left. carried: the state after it; None where that was dropped.
-
-    known: how many residuals there are to predict from. epoch: of the weights that computed them.
-    glimpse, pending: the call's sample and
-    outputs, and moments of a computed step; on their device, until they have been read. later: a
-    copy of them that is on its way.
-    """
-
-    carried: Carried | None
-    known: int
-    epoch: int
-    glimpse: Glimpse
-    pending: list[Tensor]
-    evaluations: list[Evaluation] = field(default_factory=list)
-    why_not: str = ""
-    later: Later | None = None
-
-    @property
-    def left(self) -> list[Tensor]:
-        """What is to be read of it."""
-        return [*self.glimpse.values, *self.glimpse.answers, *self.pending]
-
-    def held(self) -> dict[int, Tensor]:
-        """The tensors of its state. Entries beyond the known ones are the oldest one again."""
-        if self.carried is None:
-            return {}
-        return {
-            id(tensor): tensor for stream in self.carried.streams
-            for tensor in (*stream.residuals, stream.previous) if tensor is not None
-        } | {
-            id(tensor): tensor for each in self.carried.answers
-            for tensor in (each.computed, each.predicted)
-        }  # fmt: skip
-
-
-@dataclass(eq=False)
-class _Model:
-    """The runs and counters of one model. Dynamo may run several models by one graph.
-
-    held: its weights, as long as they live: adapters may be deleted; an engine's graph itself.
-    epoch: how often its weights were seen to change. What other weights computed is no history of
-    what these compute, whoever holds it.
-    """
-
-    owner: weakref.ref[Any]
-    held: list[weakref.ref[Any]]
-    runs: Runs
-    epoch: int = 0
-    counters: Counters = field(default_factory=Counters)
-    hashes: Hashes = field(default_factory=Hashes)
-    weights: _Weights | None = None
-    unread: list[Record] = field(default_factory=list)
-
-
 @dataclass(frozen=True)
 class _Plan:
     """What was decided for one call. fresh: samples that have no state yet. begun: of each sample,
-    the step that its state begins at."""
+    the step that its state begins at; left: the steps of its run that are left, this one included,
+    where that is wanted and known, else 0."""
 
     runs: Runs
     epoch: int
@@ -123,29 +50,9 @@ class _Plan:
     carried: Carried
     fresh: list[int]
     begun: list[int]
+    left: list[int]
     now: Tensor
     streams: list[StreamInputs]
-
-
-class _Weights:
-    """What a model's weights are, so that a later call can tell whether they have changed.
-
-    Those without memory of their own (that wrap others, quantised ones) are told by torch's count
-    of changes alone.
-    """
-
-    def __init__(self, weights: Sequence[Tensor]) -> None:
-        self.bits = Fingerprint.of(weights)
-        self.versions = self._versions(weights)
-
-    def changed(self, weights: Sequence[Tensor]) -> bool:
-        if self.bits is not None:
-            return self.bits.changed(weights)
-        return self._versions(weights) != self.versions
-
-    @staticmethod
-    def _versions(weights: Sequence[Tensor]) -> list[int]:
-        return [each._version for each in weights if not each.is_inference()]
 
 
 class PadeGraph:
@@ -176,7 +83,7 @@ class PadeGraph:
         self.state = state
         self.options = options
         self.schedule = options.plan()
-        self.models: dict[frozenset[int], _Model] = {}
+        self.models: dict[frozenset[int], Model] = {}
         self.lock = threading.Lock()
         self.symbols = symbols
         self.owned = tuple(owned)
@@ -214,6 +121,7 @@ class PadeGraph:
             ):
                 each.last = each.step.depth + 1 if plan.compute else _last(placed)
                 each.begun = begun
+            model.counters.corrected_steps += record.corrected
             if record.left:
                 model.unread.append(record)
             if at_hand(record.left):
@@ -226,14 +134,14 @@ class PadeGraph:
 
     # Which model
 
-    def _model(self, inputs: Sequence[Any]) -> _Model:
+    def _model(self, inputs: Sequence[Any]) -> Model:
         weights = [inputs[index] for index in self.owned]
         key = frozenset(map(id, weights)) or frozenset({id(self)})
         owner = weights[0] if weights else self
         model = self.models.get(key)
         if model is None or model.owner() is not owner:
             held: list[weakref.ref[Any]] = [weakref.ref(each) for each in weights or [self]]
-            model = _Model(
+            model = Model(
                 weakref.ref(owner),
                 held,
                 Runs(self.options.max_runs, weighs=self.options.correction > 0),
@@ -244,11 +152,11 @@ class PadeGraph:
         if not weights:
             return model
         if model.weights is None:
-            model.weights = _Weights(weights)
+            model.weights = Weights(weights)
         elif model.weights.changed(weights):
             model.counters.weight_changes += 1
             model.epoch += 1
-            model.weights = _Weights(weights)
+            model.weights = Weights(weights)
             model.runs.drop_states()
         return model
 
@@ -260,7 +168,7 @@ class PadeGraph:
         known = explicit.weights is not None or explicit.where is not None
         return 0 if known or not self.options.correction else WEIGHED
 
-    def _vouched(self, model: _Model, explicit: Explicit, branch: str | None) -> Runs:
+    def _vouched(self, model: Model, explicit: Explicit, branch: str | None) -> Runs:
         """The runs of an explicit one: each named branch has its own."""
         key = self.number, branch
         if key not in explicit.runs:
@@ -273,7 +181,7 @@ class PadeGraph:
             )  # fmt: skip
         return explicit.runs[key]
 
-    def _take_in(self, model: _Model, record: Record, read: Sequence[Tensor]) -> None:
+    def _take_in(self, model: Model, record: Record, read: Sequence[Tensor]) -> None:
         """What a call left, now that it is on the CPU."""
         if record not in model.unread:
             return  # another thread was first
@@ -319,7 +227,7 @@ class PadeGraph:
 
     # Deciding
 
-    def _plan(self, model: _Model, runs: Runs, inputs: Sequence[Any], seen: Seen) -> _Plan:
+    def _plan(self, model: Model, runs: Runs, inputs: Sequence[Any], seen: Seen) -> _Plan:
         counters = model.counters
         call = self.reader.call(inputs, seen)
         placed = runs.locate(call)
@@ -354,7 +262,10 @@ class PadeGraph:
                 counters.roots[why_root] = counters.roots.get(why_root, 0) + 1
         remaining = torch.tensor(_remaining(placed[0], runs.length(placed[0])), dtype=now.dtype)
         streams = rules.arguments(self.state.predictor, carried, now, remaining)
-        return _Plan(runs, model.epoch, call, placed, compute, carried, fresh, begun, now, streams)
+        left = _left(runs, placed) if compute and carried.answers else []
+        return _Plan(
+            runs, model.epoch, call, placed, compute, carried, fresh, begun, left, now, streams
+        )
 
     def _carried(
         self, sources: Sequence[tuple[Record, int] | None], now: Tensor, inputs: Sequence[Any]
@@ -384,31 +295,28 @@ class PadeGraph:
 
     # Executing and recording
 
-    def _give_back(
-        self, plan: _Plan, inputs: Sequence[Any], results: list[Any]
-    ) -> tuple[CarriedAnswer, ...]:
-        """Correct the results that the next sample is made of; what is owed to them after that."""
+    def _give_back(self, plan: _Plan, results: list[Any]) -> tuple[tuple[CarriedAnswer, ...], bool]:
+        """Correct the results that the next sample is made of. What is owed to them after that, and
+        whether any was corrected."""
         batch = len(plan.now)
         places = [
             place for place in dict.fromkeys(self.state.clock.answers)
             if len(results[place]) == batch == len(plan.placed)
         ]  # fmt: skip
         if not self.options.correction or not places:
-            return ()
+            return (), False
         weight = torch.tensor([each.weight for each in plan.placed], dtype=torch.float64)
-        left = [(plan.runs.length(each) or 0) - each.step.depth for each in plan.placed]
-        shares = [rules.share_given_back(self.options.correction, each) for each in left]
-        share = torch.tensor(shares, dtype=torch.float64)
-        answers = [results[place] for place in places]
-        before = plan.carried.answers
-        owed = before or [rules.nothing_owed(each, plan.now) for each in answers]
-        if plan.compute:
-            for place, each, answer in zip(places, owed, answers, strict=True):
+        answers, before = [results[place] for place in places], plan.carried.answers
+        if not plan.compute:
+            pairs = zip(before, answers, strict=False)  # nothing before: nothing to go by
+            return tuple(rules.owed_more(*each, plan.now, weight) for each in pairs), False
+        owing = any(bool(rules.owing(each, plan.now, weight).any()) for each in before)
+        if owing:
+            shares = [rules.share_given_back(self.options.correction, each) for each in plan.left]
+            share = torch.tensor(shares, dtype=torch.float64)
+            for place, each, answer in zip(places, before, answers, strict=True):
                 results[place] = rules.given_back(each, answer, plan.now, weight, share)
-        return tuple(
-            rules.owed_after(each, answer, plan.compute, plan.now, weight)
-            for each, answer in zip(owed, answers, strict=True)
-        )
+        return tuple(rules.nothing_owed(each, plan.now) for each in answers), owing
 
     def _size(self, size: Any, inputs: Sequence[Any]) -> int:
         def symbol(name: str) -> int:
@@ -435,12 +343,13 @@ class PadeGraph:
         carried = rules.record(
             plan.carried, self.state.predictor, plan.compute, True, plan.now, state
         )
-        carried = replace(carried, answers=self._give_back(plan, inputs, results))
+        answers, corrected = self._give_back(plan, results)
+        carried = replace(carried, answers=answers)
         if plan.fresh and plan.carried.known:
             carried = begun_anew(carried, plan.fresh)
         glimpse = self.reader.glimpse(inputs, results, plan.runs.positions)
         pending = [each.moments for each in state] if plan.compute else []
-        return Record(carried, int(carried.known), plan.epoch, glimpse, pending)
+        return Record(carried, int(carried.known), plan.epoch, glimpse, pending, corrected)
 
     def _bound(self, runs: Runs, newest: Record) -> None:
         """Drop the state that was not used for longest, where all of it takes too much."""
@@ -488,6 +397,16 @@ def _last(placed: Placed) -> int:
     return 0 if placed.before is None else placed.before.last
 
 
+def _left(runs: Runs, placed: Sequence[Placed]) -> list[int]:
+    """How many steps are left of each sample's run, this one included; 0 where that is unknown."""
+    known: dict[Any, int] = {}  # mostly all samples of a batch are at the same point of one run
+    for each in placed:
+        key = each.step.run, each.step.depth, each.times
+        if key not in known:
+            known[key] = max((runs.length(each) or 0) - each.step.depth, 0)
+    return [known[each.step.run, each.step.depth, each.times] for each in placed]
+
+
 def _remaining(placed: Placed, steps: int | None) -> float:
     depth, times = placed.step.depth, placed.times
     if steps:
@@ -495,7 +414,7 @@ def _remaining(placed: Placed, steps: int | None) -> float:
     return 1.0 if depth == 0 else abs(times[-1] / times[0]) if times[0] else 0.0
 
 
-def graphs_of(parameters: frozenset[int]) -> list[tuple[PadeGraph, _Model]]:
+def graphs_of(parameters: frozenset[int]) -> list[tuple[PadeGraph, Model]]:
     """The graphs and per-model records that belong to a model, by its parameters' ids."""
     found = []
     for graph in sorted(_graphs, key=lambda each: each.number):
@@ -504,19 +423,3 @@ def graphs_of(parameters: frozenset[int]) -> list[tuple[PadeGraph, _Model]]:
             if model.owner() is not None and held <= parameters:
                 found.append((graph, model))
     return found
-
-
-@functools.cache
-def device_memory(device: torch.device) -> int:
-    """Bytes of memory that a device has; of the host, where the device does not say."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def state_bytes(runs: Runs) -> int:
-    """Bytes of state that all runs hold."""
-    held: dict[int, Tensor] = {}
-    for known in runs.records.values():
-        held |= known.record.held()
-    return sum(each.nbytes for each in held.values())

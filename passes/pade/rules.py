@@ -19,7 +19,7 @@ from ...kernels.predictors.base import safe_divide
 from .state import StreamInputs, StreamOutputs
 
 __all__ = ["Carried", "CarriedAnswer", "CarriedStream", "arguments", "begin", "choose", "decide",
-           "given_back", "nothing_owed", "owed_after", "record", "sample_times",
+           "given_back", "nothing_owed", "owed_more", "owing", "record", "sample_times",
            "share_given_back", "trusted"]  # fmt: skip
 
 Flag = bool | Tensor  # of bool, with one element
@@ -92,7 +92,7 @@ def begin(history: int, now: Tensor, streams: Sequence[CarriedStream]) -> Carrie
 
 
 def nothing_owed(answer: Tensor, now: Tensor) -> CarriedAnswer:
-    """What is carried of an answer after a computed step, at the time `now`."""
+    """What is carried of an answer after a computed step: as the model gave it, at `now`."""
     nothing = torch.zeros_like(now)
     none = torch.zeros_like(answer, dtype=torch.float32)
     # A copy: whoever is given the answer may write into it.
@@ -163,6 +163,13 @@ def share_given_back(correction: float, left: int) -> float:
     return correction * (1 - 1 / left if left > 0 else 1.0)
 
 
+def owing(owed: CarriedAnswer, now: Tensor, weight: Tensor) -> Tensor:
+    """For which samples steps were predicted whose weights are known, as is this step's: bool
+    `[batch]`. now, weight: see `given_back`."""
+    known = torch.isfinite(owed.weight) & torch.isfinite(weight) & (weight != 0)
+    return known & (owed.weight != 0) & (now != owed.time)
+
+
 def given_back(
     owed: CarriedAnswer, answer: Tensor, now: Tensor, weight: Tensor, share: Tensor
 ) -> Tensor:
@@ -175,14 +182,13 @@ def given_back(
 
     now: the step's time; weight: of its answer in the samples to come, like those of the steps
     before; share: of what is missing; float64 `[batch]`. Where a weight is not known (NaN), nothing
-    is given back.
+    is given back (see `owing`).
     """
     # Of the predicted steps, how far they lay between the computed ones: the mean, by weight.
     later = safe_divide(owed.moment - owed.weight * owed.time, now - owed.time)
     factors = torch.stack([later, owed.weight - later, -torch.ones_like(later)])
-    factors = share * safe_divide(factors, weight)
-    owing = torch.isfinite(factors).all(0) & (owed.weight != 0)
-    factors = torch.where(owing, factors, 0.0).to(answer.device).float()
+    factors = torch.where(owing(owed, now, weight), share * safe_divide(factors, weight), 0.0)
+    factors = factors.to(answer.device).float()
     known = (answer, owed.computed, owed.predicted)
     missed = sum(
         factor.view(-1, *[1] * (answer.dim() - 1)) * each.float()
@@ -192,18 +198,14 @@ def given_back(
     return torch.where(torch.isfinite(missed), answer.float() + missed, answer).to(answer.dtype)
 
 
-def owed_after(
-    owed: CarriedAnswer, answer: Tensor, computed: Flag, now: Tensor, weight: Tensor
-) -> CarriedAnswer:
-    """What is carried of an answer after a step, which the model gave as it is."""
-    new = nothing_owed(answer, now)
+def owed_more(owed: CarriedAnswer, answer: Tensor, now: Tensor, weight: Tensor) -> CarriedAnswer:
+    """What is carried of an answer after a predicted step."""
     each = weight.to(answer.device).float().view(-1, *[1] * (answer.dim() - 1))
-    return CarriedAnswer(
-        computed=choose(computed, new.computed, owed.computed),
-        predicted=choose(computed, new.predicted, owed.predicted + each * answer.float()),
-        time=choose(computed, new.time, owed.time),
-        weight=choose(computed, new.weight, owed.weight + weight),
-        moment=choose(computed, new.moment, owed.moment + weight * now),
+    return replace(
+        owed,
+        predicted=owed.predicted + each * answer.float(),
+        weight=owed.weight + weight,
+        moment=owed.moment + weight * now,
     )
 
 

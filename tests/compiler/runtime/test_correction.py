@@ -107,6 +107,10 @@ def test_as_by_hand(how: str, shift: float, guidance: float) -> None:
     with said[how]:
         got = sampled(model, shift, guidance)
     assert accel.stats(model).full_steps == accel.stats(by_hand.model).full_steps
+    # Of each branch: all computed steps but the first two, between which nothing was predicted.
+    corrected = (len(COMPUTED) - 2) * by_hand.branches
+    assert accel.stats(model).corrected_steps == corrected
+    assert accel.stats(by_hand.model).corrected_steps == 0
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
     uncorrected = sampled(fast(0.0), shift, guidance)
     assert (got - uncorrected).abs().max() > 1e-3

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from accel.compiler.runtime.kept import Weights
 from accel.compiler.runtime.reading import Hashes, Reader
-from accel.compiler.runtime.sampling import _Weights
 from accel.passes.pade.clock import Clock
 from torch import Tensor
 from torch.testing._internal.two_tensor import TwoTensor
@@ -76,7 +76,7 @@ def test_large_tensors_are_read_again_when_torch_counts_a_change() -> None:
 
 def test_weights_that_wrap_others_are_told_by_their_count() -> None:
     weight = TwoTensor(torch.ones(3), torch.zeros(3))
-    weights = _Weights([weight])
+    weights = Weights([weight])
     assert weights.bits is None
     assert not weights.changed([weight])
     weight.add_(1)
