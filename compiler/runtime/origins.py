@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .blends import put_back
-from .provenance import FINE, fit, limits_of, rounding
+from .provenance import FINE, WEIGHED, few, fit, limits_of, rounding
 from .steps import Call, Evaluation, Sample, Step
 
 __all__ = ["Origins", "answered", "origins", "weigh"]
@@ -96,9 +96,9 @@ def _weigh(call: Call, tried: Sequence[tuple[Step, Step, list[tuple[Tensor, ...]
     if not tried:
         return
     part = 0  # one share of time for all of a sample's parts: video and audio go together
-    target = torch.stack([step.sample.values[part] for step, _, _ in tried]).double()
+    target = torch.stack([few(step.sample.values[part], WEIGHED) for step, _, _ in tried]).double()
     bases = [
-        [values[part] for values in [*_columns(parent, alone=True), *more]]
+        [few(values[part], WEIGHED) for values in [*_columns(parent, alone=True), *more]]
         for _, parent, more in tried
     ]
     basis = _stacked(bases)

@@ -19,8 +19,10 @@ from torch import Tensor
 __all__ = [
     "FINE",
     "MOST",
+    "WEIGHED",
     "Fit",
     "Limits",
+    "few",
     "fit",
     "flattened",
     "limits_of",
@@ -29,6 +31,7 @@ __all__ = [
 ]
 
 MOST = 2048  # positions of a sample that are fitted
+WEIGHED = 64  # positions that show what a sampler makes of outputs
 ROUNDED = 0.21  # root mean square of a rounding error, in the type's machine epsilons
 FINE = 1e-6  # the relative rounding error below which a type counts as fine
 RIDGE = 1e-13  # of the Gram matrix's diagonal: columns may be equal, or empty
@@ -141,6 +144,11 @@ def _left(columns: Tensor, factors: Tensor, target: Tensor, weight: Tensor) -> T
     count = (weight > 0).sum(1).clamp(min=1)
     left = ((difference * weight).square().sum(1) / count).sqrt()
     return torch.where(left.isfinite(), left, math.inf)
+
+
+def few(places: Tensor, most: int) -> Tensor:
+    """Not many more than `most` of the places, from all over a sample, or of the values there."""
+    return places[:: max(len(places) // most, 1)]
 
 
 def positions(box: Sequence[int], wanted: int) -> list[Tensor]:

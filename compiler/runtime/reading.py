@@ -14,14 +14,13 @@ from torch import Tensor
 from ...passes.pade import rules
 from ...passes.pade.clock import Clock
 from .digest import at_hand, named, on_host, parts_of
-from .provenance import MOST, flattened, positions
+from .provenance import MOST, few, flattened, positions
 from .steps import Call, Sample
 from .trajectory import Explicit, Moment
 
-__all__ = ["WEIGHED", "Glimpse", "Hashes", "Reader", "Seen"]
+__all__ = ["Glimpse", "Hashes", "Reader", "Seen"]
 
 FEWEST, TOGETHER = 128, 8192  # positions of a sample that are fitted at the least, and of a batch
-WEIGHED = 64  # positions of a sample that show what a sampler makes of outputs
 HELD = 2**16  # bytes of a tensor up to which it is read at every call, whatever torch counts
 REMEMBERED = 1024  # hashes of larger tensors
 
@@ -109,7 +108,7 @@ class Reader:
         batch = len(samples[0]) if samples else 1
         places = [self.places.get(each) for each in enumerate(map(_form, samples))]
         values = [
-            each.flatten(1)[:, _few(place[0], most)]
+            each.flatten(1)[:, few(place[0], most)]
             for each, place in zip(samples, places, strict=True) if place is not None and most
         ]  # fmt: skip
         keys = [parts_of(each) for each in samples]
@@ -194,8 +193,8 @@ class Reader:
             place = self._places(part, sample, answer)
             if place is None:
                 return Glimpse()
-            values.append(sample.flatten(1)[:, _few(place[0], most)])
-            answers.append(answer.flatten(1)[:, _few(place[1], most)])
+            values.append(sample.flatten(1)[:, few(place[0], most)])
+            answers.append(answer.flatten(1)[:, few(place[1], most)])
             box.append(tuple(map(min, sample.shape[1:], answer.shape[1:])))
         return Glimpse(values, answers, (*box, values[-1].shape[1] if values else 0))
 
@@ -216,11 +215,6 @@ class Reader:
         known = self.places[form]
         # Results of other sizes are not those that were looked at.
         return None if known is None or known[2] != answer.shape else known
-
-
-def _few(places: Tensor, most: int) -> Tensor:
-    """Not many more than `most` of the places, from all over the sample."""
-    return places[:: max(len(places) // most, 1)]
 
 
 def _unique() -> bytes:

@@ -21,8 +21,8 @@ from .batches import begun_anew, gathered
 from .digest import Later, at_hand
 from .kept import Counters, Model, Record, Weights, device_memory, state_bytes
 from .origins import answered
-from .provenance import MOST
-from .reading import WEIGHED, Glimpse, Reader, Seen
+from .provenance import MOST, WEIGHED
+from .reading import Glimpse, Reader, Seen
 from .runs import Runs
 from .sizes import evaluate, size_of
 from .steps import Call, Placed, Root
