@@ -8,6 +8,7 @@ needs no import of this package; the names below are for reading what it did and
 from typing import TYPE_CHECKING, Any
 
 from .compiler import __version__ as __version__
+from .compiler.calibration import calibrate
 from .compiler.export import Engine, export, load
 from .compiler.models.pipelines import accelerate, release
 from .compiler.models.solid import Dynamics, Recommender, dynamize
@@ -18,6 +19,7 @@ from .kernels.errors import AccelError, EngineError, ExportError, OptionError
 from .kernels.omnisparse import observe_selections, omnisparse_attention
 from .passes import OmniSparsePass as OmniSparseOptions
 from .passes import PadePass as PadeOptions
+from .passes.pade.forecast import Profile
 from .passes.pade.gate import Gate
 
 if TYPE_CHECKING:
@@ -35,12 +37,14 @@ __all__ = [
     "OptionError",
     "Options",
     "PadeOptions",
+    "Profile",
     "Recommender",
     "Report",
     "SlimCache",
     "Stats",
     "ZipAR",
     "accelerate",
+    "calibrate",
     "dynamize",
     "explain",
     "export",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,8 +30,8 @@ from .runtime.tables import drop_tables
 from .runtime.trajectory import Explicit, enclosing, enter_explicit
 from .stats import Stats
 
-__all__ = ["GraphReport", "PassReport", "Report", "Stats", "explain", "refresh", "report_of",
-           "stats", "trajectory"]  # fmt: skip
+__all__ = ["GraphReport", "PassReport", "Report", "Stats", "explain", "owners_of", "refresh",
+           "report_of", "stats", "trajectory"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def report_of(compiled: Any) -> Report:
     """The report of a compiled model's graphs as they were really compiled, so far."""
     if isinstance(compiled, Engine):
         raise AccelError("what the passes did to an engine is in engine.manifest.passes")
-    owners = _owners(compiled)
+    owners = owners_of(compiled)
     if not owners:
         raise AccelError(
             "the model has no parameters, by which its graphs are found; use accel.explain"
@@ -172,7 +173,7 @@ def report_of(compiled: Any) -> Report:
     return Report(reports, graphs[0].options, is_whole(graphs))
 
 
-def _owners(compiled: Any) -> frozenset[int]:
+def owners_of(compiled: Any) -> frozenset[int]:
     """The ids by which the graphs of a compiled model, or of an engine, are found."""
     if isinstance(compiled, Engine):
         return frozenset() if compiled.graph is None else frozenset({id(compiled.graph)})
@@ -187,7 +188,7 @@ def _owners(compiled: Any) -> frozenset[int]:
 
 def stats(compiled: Any) -> Stats:
     """Counters of a model compiled with `backend="accel"` (the module will do), or an engine's."""
-    owners = _owners(compiled)
+    owners = owners_of(compiled)
     graphs = compiled_graphs(owners)
     records = graphs_of(owners)
     counters = [model.counters for _, model in records]
@@ -196,10 +197,10 @@ def stats(compiled: Any) -> Stats:
     def total(name: str) -> int:
         return sum(getattr(counter, name) for counter in counters)
 
-    roots: dict[str, int] = {}
-    for counter in counters:
-        for why, count in counter.roots.items():
-            roots[why] = roots.get(why, 0) + count
+    def by_why(name: str) -> dict[str, int]:
+        return dict(sum((Counter(getattr(each, name)) for each in counters), Counter()))
+
+    roots = by_why("roots")
     return Stats(
         full_steps=total("full_steps"),
         predicted_steps=total("predicted_steps"),
@@ -208,6 +209,8 @@ def stats(compiled: Any) -> Stats:
         gated_steps=total("gated_steps"),
         nonfinite_steps=total("nonfinite_steps"),
         corrected_steps=total("corrected_steps"),
+        calibrated_steps=total("calibrated_steps"),
+        uncalibrated=by_why("uncalibrated"),
         runs=sum(each.counts.started for each in runs),
         forks=sum(each.counts.forks for each in runs),
         siblings=sum(each.counts.siblings for each in runs),
@@ -248,7 +251,7 @@ def refresh(compiled: Any) -> None:
     """
     if isinstance(compiled, Engine):
         raise AccelError("an engine keeps the weights that it was exported with; export it again")
-    owners = _owners(compiled)
+    owners = owners_of(compiled)
     if not owners:
         raise AccelError("the model has no parameters or buffers, by which its graphs are found")
     drop_tables(owners)
@@ -273,7 +276,7 @@ def trajectory(
     Raises OptionError if the schedule or the scheduler does not fit that many steps, or a branch is
     of no run.
     """
-    owners = _owners(compiled)
+    owners = owners_of(compiled)
     weights = None
     if scheduler is not None:
         steps = check_steps(scheduler, steps)

@@ -20,6 +20,8 @@ class Stats:
     nonfinite_steps: computed steps with NaN or Inf in the residual; kept out of the history.
     corrected_steps: computed steps that gave back what predicted ones before them had missed; none
         where it is not known what the sampler makes of outputs, as with those of higher order.
+    calibrated_steps: calls that followed the model's profile. uncalibrated: those that did not, by
+        why; none of either without a profile.
     runs: sampling runs begun: samples that nothing known explains, or first calls of explicit runs
         and of each of their named branches. forks: steps from which a run went on in a second way.
         siblings: evaluations of a sample beside others (guidance).
@@ -42,6 +44,8 @@ class Stats:
     gated_steps: int = 0
     nonfinite_steps: int = 0
     corrected_steps: int = 0
+    calibrated_steps: int = 0
+    uncalibrated: dict[str, int] = field(default_factory=dict)
     runs: int = 0
     forks: int = 0
     siblings: int = 0

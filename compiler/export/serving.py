@@ -134,7 +134,7 @@ class SequenceStep(nn.Module):
         now = rules.sample_times([inputs[index] for index in self.times], self.batch)
         step: Any = carried.step
         remaining = (1 - step[0].double() / self.steps).clamp(min=0)
-        streams = rules.arguments(self.stack.predictor, carried, now, remaining)
+        streams = rules.arguments([self.stack.predictor], carried, now, remaining)
         results = self.step(*inputs, *self.stack.pack(compute, streams))
 
         made = self.stack.unpack(results[self.outputs :])

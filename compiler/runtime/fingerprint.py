@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import math
 from array import array
 from bisect import bisect_right
@@ -14,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Fingerprint"]
+__all__ = ["Fingerprint", "digests"]
 
+DIGESTED = 1024  # elements of each tensor in its digest
 SAMPLES = 16  # spots of each tensor that are compared at every call
 PIECE, EVERY = 32 * 1024, 8  # bytes that are compared, all of them, in turn; at which calls
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -88,6 +90,23 @@ class Fingerprint:
             return False
         piece = calls // EVERY % len(self.hashes)
         return self._hash(piece) != self.hashes[piece]
+
+
+def digests(tensors: Sequence[Tensor]) -> list[str]:
+    """16 hexadecimal digits of each tensor's sizes, type and some of its elements, spread evenly
+    over all. The same in every process; waits for their devices."""
+    return [hashlib.blake2b(_excerpt(each.detach()), digest_size=8).hexdigest() for each in tensors]
+
+
+def _excerpt(tensor: Tensor) -> bytes:
+    said = f"{list(tensor.shape)} {tensor.dtype} ".encode()
+    wrapped: Any = tensor
+    if hasattr(wrapped, "__tensor_flatten__"):  # such as quantised ones
+        names, _ = wrapped.__tensor_flatten__()
+        return said + b"".join(_excerpt(getattr(wrapped, name)) for name in names)
+    flat = tensor.flatten()
+    chosen = flat[:: max(len(flat) // DIGESTED, 1)].cpu().contiguous()
+    return said + ctypes.string_at(chosen.data_ptr(), chosen.nbytes)
 
 
 class _Memory:

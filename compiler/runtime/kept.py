@@ -34,9 +34,11 @@ class Counters:
     gated_steps: int = 0
     nonfinite_steps: int = 0
     corrected_steps: int = 0
+    calibrated_steps: int = 0
     weight_changes: int = 0
     host_reads: int = 0
     roots: dict[str, int] = field(default_factory=dict)
+    uncalibrated: dict[str, int] = field(default_factory=dict)
     last_error: float = float("nan")
 
 
@@ -105,7 +107,8 @@ class Model:
 
     held: its weights, as long as they live: adapters may be deleted; an engine's graph itself.
     epoch: how often its weights were seen to change. What other weights computed is no history of
-    what these compute, whoever holds it.
+    what these compute, whoever holds it. fit: for which epoch and sizes it is known what a profile
+    has that the model has not; misfit: what that is; empty for nothing.
     """
 
     owner: weakref.ref[Any]
@@ -116,6 +119,8 @@ class Model:
     hashes: Hashes = field(default_factory=Hashes)
     weights: Weights | None = None
     unread: list[Record] = field(default_factory=list)
+    fit: tuple[int, Any] | None = None
+    misfit: str = ""
 
 
 @functools.cache

@@ -16,9 +16,11 @@ from ...kernels.predictors import judge
 from ...passes import PadePass
 from ...passes.pade import StackState, rules
 from ...passes.pade.rules import Carried, CarriedAnswer, CarriedStream
+from ...passes.pade.schedule import Schedule
 from ...passes.pade.state import StreamInputs, StreamState
 from .batches import begun_anew, gathered
 from .digest import Later, at_hand
+from .forecasts import Forecasts, Trial, tried
 from .kept import Counters, Model, Record, Weights, device_memory, state_bytes
 from .origins import answered
 from .provenance import MOST, WEIGHED
@@ -40,7 +42,7 @@ _graphs: weakref.WeakSet[PadeGraph] = weakref.WeakSet()
 class _Plan:
     """What was decided for one call. fresh: samples that have no state yet. begun: of each sample,
     the step that its state begins at; left: the steps of its run that are left, this one included,
-    where that is wanted and known, else 0."""
+    where that is wanted and known, else 0. correction: see the option."""
 
     runs: Runs
     epoch: int
@@ -51,6 +53,7 @@ class _Plan:
     fresh: list[int]
     begun: list[int]
     left: list[int]
+    correction: float
     now: Tensor
     streams: list[StreamInputs]
 
@@ -82,7 +85,7 @@ class PadeGraph:
         self.outputs = outputs
         self.state = state
         self.options = options
-        self.schedule = options.plan()
+        self.forecasts = Forecasts(options, state.predictor)
         self.models: dict[frozenset[int], Model] = {}
         self.lock = threading.Lock()
         self.symbols = symbols
@@ -90,11 +93,24 @@ class PadeGraph:
         self.reader = Reader(state.clock)
         _graphs.add(self)
 
+    @property
+    def schedule(self) -> Schedule:
+        """That of its options."""
+        return self.forecasts.default.schedule
+
     def __call__(self, *inputs: Any) -> tuple[Any, ...]:
-        said = told(id(inputs[self.owned[0]]) if self.owned else id(self))
+        known_by = id(inputs[self.owned[0]]) if self.owned else id(self)
+        said, trial = told(known_by), tried(known_by)
         with self.lock:
             model = self._model(inputs)
             unread = list(model.unread)
+        if self.forecasts.profile is not None:
+            weights = [inputs[index] for index in self.owned]
+            shapes = [
+                [self._size(each, inputs) for each in stream.shape[1:]]
+                for stream in self.state.streams
+            ]
+            self.forecasts.check(model, weights, shapes)
         if said is not None and said.moment is not None:
             unread = [each for each in unread if each.later is not None and each.later.ready()]
             seen = self.reader.told(said.run, said.moment, inputs)
@@ -110,10 +126,14 @@ class PadeGraph:
             for record, read in zip(unread, seen.left, strict=True):
                 self._take_in(model, record, read)
             runs = model.runs if said is None else self._vouched(model, said.run, said.branch)
-            plan = self._plan(model, runs, inputs, seen)
+            plan = self._plan(model, runs, inputs, seen, trial)
         packed = self.state.pack(torch.tensor(plan.compute), plan.streams)
         results = list(self.function(*inputs, *packed))
         record = self._record(plan, inputs, results)
+        if trial is not None:
+            assert record.carried is not None
+            newest = [each.residuals[0] for each in record.carried.streams]
+            trial.seen(self, plan.placed[0].step.depth, plan.now, newest)
         with self.lock:
             record.evaluations = plan.runs.add(plan.call, plan.placed, record)
             for each, placed, begun in zip(
@@ -227,7 +247,9 @@ class PadeGraph:
 
     # Deciding
 
-    def _plan(self, model: Model, runs: Runs, inputs: Sequence[Any], seen: Seen) -> _Plan:
+    def _plan(
+        self, model: Model, runs: Runs, inputs: Sequence[Any], seen: Seen, trial: Trial | None
+    ) -> _Plan:
         counters = model.counters
         call = self.reader.call(inputs, seen)
         placed = runs.locate(call)
@@ -238,8 +260,18 @@ class PadeGraph:
             each.step.depth if each.before is None or index in fresh else each.before.begun
             for index, each in enumerate(placed)
         ]
+        depth = placed[0].step.depth
+        steps = runs.length(placed[0])
+        if trial is None:
+            steps = self.forecasts.length(carried, now, depth, steps)
+            forecast = self.forecasts.of(model, carried, now, depth, steps)
+        else:
+            steps = steps or trial.steps
+            forecast = trial.forecast or self.forecasts.full
         planned = bool(fresh) or any(
-            self.schedule.computes(each.step.depth, _last(each) - 1, runs.length(each), own)
+            forecast.schedule.computes(
+                each.step.depth, _last(each) - 1, runs.length(each) or steps, own
+            )
             for each, own in _alike(zip(placed, begun, strict=True))
         )
         compute = bool(rules.decide(carried, planned))
@@ -260,12 +292,13 @@ class PadeGraph:
             reasons = {each.root for each in placed} | ({Root.DROPPED} if dropped else set())
             for why_root in {Root.BLIND} if blind else reasons - {""}:
                 counters.roots[why_root] = counters.roots.get(why_root, 0) + 1
-        remaining = torch.tensor(_remaining(placed[0], runs.length(placed[0])), dtype=now.dtype)
-        streams = rules.arguments(self.state.predictor, carried, now, remaining)
-        left = _left(runs, placed) if compute and carried.answers else []
+        remaining = torch.tensor(_remaining(placed[0], steps), dtype=now.dtype)
+        streams = rules.arguments(forecast.predictors, carried, now, remaining)
+        left = _left(runs, placed, steps) if compute and carried.answers else []
         return _Plan(
-            runs, model.epoch, call, placed, compute, carried, fresh, begun, left, now, streams
-        )
+            runs, model.epoch, call, placed, compute, carried, fresh, begun, left,
+            forecast.correction, now, streams,
+        )  # fmt: skip
 
     def _carried(
         self, sources: Sequence[tuple[Record, int] | None], now: Tensor, inputs: Sequence[Any]
@@ -312,7 +345,7 @@ class PadeGraph:
             return tuple(rules.owed_more(*each, plan.now, weight) for each in pairs), False
         owing = any(bool(rules.owing(each, plan.now, weight).any()) for each in before)
         if owing:
-            shares = [rules.share_given_back(self.options.correction, each) for each in plan.left]
+            shares = [rules.share_given_back(plan.correction, each) for each in plan.left]
             share = torch.tensor(shares, dtype=torch.float64)
             for place, each, answer in zip(places, before, answers, strict=True):
                 results[place] = rules.given_back(each, answer, plan.now, weight, share)
@@ -397,13 +430,14 @@ def _last(placed: Placed) -> int:
     return 0 if placed.before is None else placed.before.last
 
 
-def _left(runs: Runs, placed: Sequence[Placed]) -> list[int]:
-    """How many steps are left of each sample's run, this one included; 0 where that is unknown."""
+def _left(runs: Runs, placed: Sequence[Placed], steps: int | None) -> list[int]:
+    """How many steps are left of each sample's run, this one included; 0 where that is unknown.
+    steps: of a run whose length does not show yet."""
     known: dict[Any, int] = {}  # mostly all samples of a batch are at the same point of one run
     for each in placed:
         key = each.step.run, each.step.depth, each.times
         if key not in known:
-            known[key] = max((runs.length(each) or 0) - each.step.depth, 0)
+            known[key] = max((runs.length(each) or steps or 0) - each.step.depth, 0)
     return [known[each.step.run, each.step.depth, each.times] for each in placed]
 
 

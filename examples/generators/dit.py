@@ -20,6 +20,7 @@ class Dit(Generator):
     what = "DiT, 10 blocks, v-prediction; emoji by category; fused guidance; DDIM"
     shape = (3, SIDE, SIDE)
     guidance = 2.0
+    steps = 1000
     zeroed = ("*norm1.linear.*", "proj_out_1.*", "proj_out_2.*")
 
     def data(self, source: Path | None) -> Data:

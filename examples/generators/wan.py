@@ -23,6 +23,7 @@ class Wan(Generator):
         "proj_out.*",
     )  # fmt: skip
     batch = 16
+    steps = 1000
 
     def data(self, source: Path | None) -> Data:
         return clips(FRAMES)

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from ...kernels.errors import OptionError
@@ -14,6 +15,7 @@ from ..base import Feature, Pass, PassResult, Program, Reason, Skip
 from ..graph.nodes import hint, results_of, value_of
 from ..options import built
 from .clock import find_clock
+from .forecast import Point, Profile
 from .gate import Gate
 from .region import find_region
 from .rewrite import wrap_in_branch
@@ -36,6 +38,13 @@ class PadePass(Pass):
     gate: a further condition for skipping, judged after each computed step; None for none.
     correction: the share of what predicted steps have missed, as it shows at the next computed one,
         that this one's answer gives back; 0 for none, 1 for all. It falls to none towards the end.
+    profile: what `accel.calibrate` found out about the model, or the file of it. Its points say
+        which steps are computed and how the others are predicted; the preset says how many, unless
+        one of the next two does. mismatch: what happens where it is of other weights, sizes or
+        another sampler: "warn" goes on without it, "raise" raises OptionError.
+    min_psnr: decibels to the full run that the profile's fastest point has to keep; where none
+        does, every step is computed.
+    speed: how much faster than computing every step; of the points that are, the best one.
     max_error: a step is computed, whatever the schedule, where the predictor would have missed
         the last computed residual by more than this (relative L2, worst sample of the batch).
     max_runs: calls from which a run may go on whose state is kept at a time; guidance in two calls
@@ -56,6 +65,10 @@ class PadePass(Pass):
     schedule: str | Mapping[str, int] | Sequence[int] = "auto"
     gate: Gate | Mapping[str, Any] | None = None
     correction: float = 0.75
+    profile: Profile | str | Path | Mapping[str, Any] | None = None
+    min_psnr: float | None = None
+    speed: float | None = None
+    mismatch: str = "warn"
     max_error: float = 1.0
     max_runs: int = 8
     max_state_bytes: int | None = None
@@ -80,6 +93,52 @@ class PadePass(Pass):
         if self.max_runs < 1:
             raise OptionError(f"max_runs is {self.max_runs}; it has to be at least 1")
         self.plan()  # raises on a malformed schedule
+        if isinstance(self.profile, (str, Path)):
+            object.__setattr__(self, "profile", Profile.read(self.profile))
+        elif not isinstance(self.profile, (Profile, type(None))):
+            object.__setattr__(self, "profile", Profile.of(self.profile))
+        self._check_profile()
+
+    def _check_profile(self) -> None:
+        asked = {"min_psnr": self.min_psnr, "speed": self.speed}
+        given = [name for name, value in asked.items() if value is not None]
+        if self.mismatch not in ("warn", "raise"):
+            raise OptionError(f"mismatch is {self.mismatch!r}; it has to be 'warn' or 'raise'")
+        if given and self.profile is None:
+            raise OptionError(
+                f"{given[0]} needs a profile of the model, which says what it takes: make one with "
+                "accel.calibrate and give it as profile"
+            )
+        for name in given:
+            value = asked[name]
+            if not isinstance(value, (int, float)) or not value > 0:
+                raise OptionError(f"{name} is {value!r}; it has to be above 0")
+        if len(given) == 2 or (given and self.preset is not None):
+            other = given[1] if len(given) == 2 else "preset"
+            raise OptionError(f"{given[0]} and {other} contradict each other; drop one of the two")
+        if self.profile is not None and self.schedule != "auto":
+            raise OptionError(
+                f"a profile and schedule {self.schedule!r} contradict each other: the profile says "
+                "which steps are computed. Drop one of the two"
+            )
+        self.point()  # raises where the profile has none that is fast enough
+
+    def point(self) -> Point | None:
+        """The profile's point that the options ask for; None for computing every step."""
+        if not isinstance(self.profile, Profile):
+            return None
+        if self.min_psnr is not None:
+            return self.profile.fewest(self.min_psnr)
+        if self.speed is not None:
+            found = self.profile.fastest(self.speed)
+            if found is None:
+                fastest = max(map(self.profile.speed, self.profile.points))
+                raise OptionError(
+                    f"speed is {self.speed}; by its profile the model gets at most {fastest:.2f} "
+                    "times faster"
+                )
+            return found
+        return self.profile.nearest(PRESETS[self.preset or "balanced"] * self.profile.steps)
 
     @property
     def stability_gate(self) -> Gate | None:

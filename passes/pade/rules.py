@@ -7,6 +7,7 @@ former and `torch.where` for the latter.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -123,18 +124,19 @@ def decide(carried: Carried, planned: Flag) -> Flag:
 
 
 def arguments(
-    predictor: Predictor, carried: Carried, now: Tensor, remaining: Tensor
+    predictors: Sequence[Predictor], carried: Carried, now: Tensor, remaining: Tensor
 ) -> list[StreamInputs]:
     """What the graph is given of each stream.
 
-    now: the step's own time, float64 `[batch]`. remaining: 0-d float64, the fraction of the run
-    still to go.
+    predictors: of each stream, or one for all. now: the step's own time, float64 `[batch]`.
+    remaining: 0-d float64, the fraction of the run still to go.
     """
     # On the first step there is nothing to predict from; its own time stands for all.
     first = carried.known == 0
     times = torch.stack([now, *(choose(first, now, each) for each in carried.times)])
     found = []
-    for stream in carried.streams:
+    each_predictor = itertools.cycle(predictors)
+    for stream, predictor in zip(carried.streams, each_predictor, strict=False):
         # Moments that nobody has read stay on their device, and what comes of them too.
         where = stream.moments.device
         known = predictor.coefficients(

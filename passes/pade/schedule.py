@@ -16,6 +16,7 @@ __all__ = [
     "Full",
     "Interval",
     "Listed",
+    "Planned",
     "Schedule",
     "estimate_steps",
     "fits_times",
@@ -40,8 +41,11 @@ MORE = 3  # steps that are taken to follow where the times fit no length
 WARMUP = 3  # of an interval schedule, where nothing else is said
 
 
-def place(steps: int, computed: int) -> tuple[int, ...]:
+def place(steps: int, computed: int, growth: float = GROWTH, together: int = 2) -> tuple[int, ...]:
     """`computed` of `steps` step numbers, the first among them.
+
+    growth: how much further apart they are towards the end; 1 is evenly. together: how many at the
+    start have none between them, where there are as many.
 
     >>> place(20, 8)
     (0, 1, 3, 5, 8, 11, 14, 18)
@@ -49,9 +53,11 @@ def place(steps: int, computed: int) -> tuple[int, ...]:
     computed = max(min(computed, steps), min(steps, FEWEST))
     saved = MOST - min(max(computed / steps, LEAST), MOST)
     end = (1 - 4 * saved**2) * (steps - 1)
-    chosen = [0]
-    for index in range(1, computed):
-        position = round(end * (index / (computed - 1)) ** GROWTH)
+    chosen = list(range(min(together - 1, computed - 1))) if together > 2 else [0]
+    before = len(chosen) - 1
+    for index in range(len(chosen), computed):
+        share = (index - before) / (computed - 1 - before)
+        position = before + round((end - before) * share**growth)
         # At least one further than the last, and leaving room for those that follow.
         chosen.append(min(max(position, chosen[-1] + 1), steps - computed + index))
     return tuple(chosen)
@@ -243,6 +249,35 @@ class Listed:
 
 
 @dataclass(frozen=True)
+class Planned:
+    """These steps of a run of so many; of a longer or shorter one those at the same shares of it.
+
+    As with `Auto`, the rest of a run whose history begins later is placed as a run of its own.
+    """
+
+    planned: tuple[int, ...]
+    length: int
+
+    def placed(self, steps: int) -> tuple[int, ...]:
+        """The computed steps of a run of a known length."""
+        if steps == self.length:
+            return self.planned
+        if steps <= FEWEST:
+            return tuple(range(steps))
+        scale = (steps - 1) / (self.length - 1)
+        return tuple(sorted({round(each * scale) for each in self.planned}))
+
+    def computes(self, step: int, last: int, steps: int | None, begun: int = 0) -> bool:
+        if begun:
+            share = len(self.planned) / self.length
+            return Auto(share).computes(step, last, steps, begun)
+        return steps is None or _due(self.placed(steps), step, last, steps)
+
+    def check(self, steps: int) -> None:
+        return None
+
+
+@dataclass(frozen=True)
 class Auto:
     """A share of the steps, placed by `place`; the step count is estimated where unknown.
 
@@ -256,17 +291,23 @@ class Auto:
         return place(steps, math.ceil(self.share * steps))
 
     def computes(self, step: int, last: int, steps: int | None, begun: int = 0) -> bool:
-        if steps is None or step >= steps:
+        if steps is None:
             return True  # nobody planned for it
-        following = [
-            begun + planned for planned in self.placed(steps - begun) if begun + planned > last
-        ]
-        # An estimate that changes from step to step must not stretch a gap: what counts is the
-        # distance from the newest computed step.
-        return bool(following) and step >= following[0]
+        planned = [begun + each for each in self.placed(steps - begun)] if steps > begun else []
+        return _due(planned, step, last, steps)
 
     def check(self, steps: int) -> None:
         return None
+
+
+def _due(planned: Sequence[int], step: int, last: int, steps: int) -> bool:
+    """Whether a step is to be computed. planned: the run's computed ones; last: the newest."""
+    if step >= steps:
+        return True  # nobody planned for it
+    following = [each for each in planned if each > last]
+    # An estimate that changes from step to step must not stretch a gap: what counts is the
+    # distance from the newest computed step.
+    return bool(following) and step >= following[0]
 
 
 def parse_schedule(value: Any, preset: str) -> Schedule:

@@ -44,7 +44,7 @@ class SkippingStack(nn.Module):
         step = int(carried.step)
         compute = bool(rules.decide(carried, step in self.computed))
         remaining = torch.tensor(1 - step / self.steps, dtype=now.dtype)
-        (given,) = rules.arguments(predictor, carried, now, remaining)
+        (given,) = rules.arguments([predictor], carried, now, remaining)
         inputs = [hidden_states, given.previous] if predictor.reads_inputs else []
         residual = predictor.predict(given.residuals, given.coefficients, inputs)
         measured = torch.zeros(5, 1)

@@ -59,8 +59,8 @@ def test_numbers_and_tensors_agree(name: str, steps: list[tuple[bool, bool, floa
         made = [StreamOutputs(torch.full((5, 1), 1.0 + number), torch.full((2, 3), 1.0 * number),
                               blank + number if predictor.reads_inputs else None)]  # fmt: skip
         remaining = torch.tensor(0.5).double()
-        ones = rules.arguments(predictor, plain, now, remaining)
-        others = rules.arguments(predictor, graph, now, remaining)
+        ones = rules.arguments([predictor], plain, now, remaining)
+        others = rules.arguments([predictor], graph, now, remaining)
         for one, other in zip(ones, others, strict=True):
             flat = [one.coefficients, *one.residuals], [other.coefficients, *other.residuals]
             assert [each is None for each in flat[0]] == [each is None for each in flat[1]]
