@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -28,7 +27,7 @@ RECORDED = 2**14  # values of each sample's residual that are recorded
 TRIED = 0.4  # the share of computed steps that variants are compared at
 LEAST, MOST, POINTS = 0.25, 0.7, 10  # shares of computed steps on the curve, and how many of them
 # What is compared; see `place` and the option `correction`.
-GROWTHS, TOGETHER, CORRECTIONS = (1.25, 1.55), (2, 3), (0.5, 1.0)
+GROWTHS, CORRECTIONS = (1.0, 1.25, 1.55), (0.5, 1.0)
 LITTLE = 0.2  # decibels by which a way has to be better at least
 ALONE = 1.0  # the same in decibels, of one sample
 SAME = 0.01  # relative difference between residuals of the same step
@@ -284,17 +283,20 @@ def _best_way(attempt: Callable[[_Way], Tensor], records: bool) -> _Way:
     made the difference. records: whether the recorded slopes fit the compiled graph."""
     known = attempt(_Way())
     best, most = _Way(), known
-    for growth, together, recorded in itertools.product(GROWTHS, TOGETHER, (False, True)):
-        way = _Way(growth, together, recorded)
-        if way != _Way() and (records or not recorded):
+
+    def compare(ways: Sequence[_Way]) -> None:
+        nonlocal best, most
+        for way in ways:
+            if way == _Way():
+                continue
             found = attempt(way)
             if found.mean() > most.mean():
                 best, most = way, found
-    for correction in CORRECTIONS:
-        way = replace(best, correction=correction)
-        found = attempt(way)
-        if found.mean() > most.mean():
-            best, most = way, found
+
+    slopes = (False, True) if records else (False,)
+    compare([_Way(growth, 2, recorded) for growth in GROWTHS for recorded in slopes])
+    compare([_Way(growth, 3, best.recorded) for growth in GROWTHS[1:]])
+    compare([replace(best, correction=correction) for correction in CORRECTIONS])
     return best if _better(most, known) else _Way()
 
 

@@ -1,4 +1,5 @@
-"""The command line: `accel explain`, `export`, `run`, `tensorrt`, and what entry points add."""
+"""The command line: `accel explain`, `calibrate`, `export`, `run`, `tensorrt`, and what entry points
+add."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from ..kernels.errors import AccelError, ExportError, MissingDependencyError
@@ -31,8 +33,8 @@ def _text(cell: Any) -> str:
     return " x ".join(map(str, cell)) if isinstance(cell, tuple) else str(cell)
 
 
-def _build(builder: str) -> tuple[Any, Any, Any]:
-    """Call the function that `package.module:function` names: (model, args, kwargs)."""
+def _build(builder: str, parts: Sequence[str] = ("model", "args", "kwargs")) -> tuple[Any, ...]:
+    """Call the function that `package.module:function` names; it returns these parts."""
     module, _, name = builder.partition(":")
     if not name:
         raise AccelError(f"{builder!r} has to be package.module:function")
@@ -42,12 +44,11 @@ def _build(builder: str) -> tuple[Any, Any, Any]:
     except (ImportError, AttributeError) as error:
         raise AccelError(f"{builder!r} can't be found: {error}") from error
     built = function()
-    if not isinstance(built, tuple) or len(built) != 3:
+    if not isinstance(built, tuple) or len(built) != len(parts):
         raise AccelError(
-            f"{builder} has to return (model, args, kwargs), not {type(built).__name__}"
+            f"{builder} has to return ({', '.join(parts)}), not {type(built).__name__}"
         )
-    model, args, kwargs = built
-    return model, args, kwargs
+    return built
 
 
 def _add_entry_points(application: Any) -> None:
@@ -114,6 +115,44 @@ def _application() -> Any:
         console.print(str(found), markup=False)
         if dump is not None:
             console.print(f"written: {dump}", markup=False)
+
+    profile_path = typer.Option(Path("profile.json"), "--output", "-o", help="The profile's file.")
+    plot_path = typer.Option(None, help="A picture of fidelity over speed, such as curve.png.")
+
+    @application.command()
+    def calibrate(builder: str, output: Path = profile_path, plot: Path = plot_path) -> None:
+        """Find out how few steps of a model need computing; takes about twelve full runs.
+
+        BUILDER is package.module:function; the function returns (model, run): a model compiled with
+        backend="accel", and what samples with it from the noise of a seed. Use the profile by the
+        option "pade": {"profile": PROFILE, "min_psnr": 40}.
+        """
+        from .calibration import calibrate as find
+        from .plots import draw_profile
+
+        model, sample = _build(builder, ("model", "run"))
+        with Progress(console=console) as progress:
+            task = progress.add_task("calibrating", total=1.0)
+            profile = find(
+                model, sample, output=output,
+                progress=lambda share, text: progress.update(
+                    task, completed=share, description=text
+                ),
+            )  # fmt: skip
+        rows = [
+            SimpleNamespace(
+                computed=f"{len(point.computed)} of {profile.steps}",
+                speed=f"{profile.speed(point):.2f}",
+                psnr=f"{point.psnr:.1f}" + (f" ± {point.error:.1f}" if point.error else ""),
+                steps=", ".join(map(str, point.computed)),
+            )
+            for point in profile.points
+        ]
+        columns = {"computed": "computed", "times faster": "speed", "dB": "psnr", "steps": "steps"}
+        console.print(table(type(getattr(model, "_orig_mod", model)).__name__, rows, columns))
+        if plot is not None:
+            draw_profile(profile, plot)
+        console.print(f"written: {output}" + (f", {plot}" if plot else ""), markup=False)
 
     kinds = "; ".join(f"{form.suffix}: {form.summary}" for form in FORMATS)
     engine_path = typer.Argument(None, help=f"The engine to write, by its suffix ({kinds}).")

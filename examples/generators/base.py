@@ -181,11 +181,12 @@ class Generator(abc.ABC):
         scale = self.guidance if guidance is None else guidance
         call = network.transformer if transformer is None else transformer
         state = noise * getattr(scheduler, "init_noise_sigma", 1.0)
-        for timestep in scheduler.timesteps:
+        for number, timestep in enumerate(scheduler.timesteps, 1):
             times = timestep.float().expand(len(state))
             output = self.guided(call, state, times, told, untold, scale)
             state = scheduler.step(output, timestep, state, return_dict=False)[0]
-            yield state
+            # What a picture can show; some samplers leave more.
+            yield state if number < len(scheduler.timesteps) else state.clamp(-1, 1)
 
     def zero(self, network: Network) -> None:
         """Sets the parameters to zero that begin so."""

@@ -18,7 +18,7 @@ class PixArt(Generator):
     name = "pixart"
     what = "PixArt, 10 blocks, cross-attention; described clothes; fused guidance; DPM++ 2M"
     shape = (1, 28, 28)
-    guidance = 3.0
+    guidance = 1.5
     steps = 1000
     zeroed = (
         "adaln_single.linear.*", "transformer_blocks.*.scale_shift_table", "*attn2.to_out.0.*",
