@@ -1,5 +1,5 @@
-"""The command line: `accel explain`, `calibrate`, `export`, `run`, `tensorrt`, and what entry points
-add."""
+"""The command line: `accel explain`, `calibrate`, `export`, `run`, `tensorrt`, and what entry
+points add."""
 
 from __future__ import annotations
 
