@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from .runtime.fingerprint import digests
 from .runtime.forecasts import Trial, trying
 from .runtime.sampling import PadeGraph, graphs_of
 
-__all__ = ["calibrate"]
+__all__ = ["attempting", "calibrate"]
 
 RECORDED = 2**14  # values of each sample's residual that are recorded
 TRIED = 0.4  # the share of computed steps that variants are compared at
@@ -181,6 +182,20 @@ class _Calibration:
                 f"run({seed}) has {len(calls)} steps: up to {FEWEST} all are computed, and there "
                 "is nothing to gain"
             )
+
+
+@contextlib.contextmanager
+def attempting(compiled: Any, forecast: Forecast | None, steps: int) -> Iterator[None]:
+    """Have a compiled model's calls here follow a forecast, whatever its options say.
+
+    forecast: None for computing everything. steps: how many a run has.
+    """
+
+    def ignore(graph: PadeGraph, step: int, now: Tensor, residuals: Sequence[Tensor]) -> None:
+        pass
+
+    with trying(Trial(owners_of(compiled), forecast, steps, ignore)):
+        yield
 
 
 def calibrate(

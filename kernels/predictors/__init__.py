@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import OptionError
 from .base import MOMENTS, Predictor, Signals, judge, judged, moments
 from .chebyshev import Chebyshev
+from .damped import Damped
 from .hermite import Hermite
 from .pade import Pade
 from .polynomial import Reuse, Taylor
@@ -27,6 +28,7 @@ PREDICTORS: dict[str, Predictor] = {
     "taylor-1": Taylor(order=1),
     "taylor-2": Taylor(order=2),
     "taylor-3": Taylor(order=3),
+    "damped": Damped(),
     "hermite": Hermite(),
     "chebyshev": Chebyshev(),
     "tc-pade-paper": TCPadePaper(newest_last=True),

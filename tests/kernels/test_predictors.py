@@ -15,6 +15,7 @@ from accel.kernels.errors import OptionError
 from accel.kernels.predictors import PREDICTORS, Predictor, judge, moments, predictor_name, resolve
 from accel.kernels.predictors.base import distinct
 from accel.kernels.predictors.chebyshev import Chebyshev
+from accel.kernels.predictors.damped import Damped
 from accel.kernels.predictors.hermite import Hermite
 from accel.kernels.predictors.pade import Pade
 from accel.kernels.predictors.polynomial import Taylor
@@ -267,6 +268,34 @@ def test_young_runs_fall_back(name: str) -> None:
     torch.testing.assert_close(out, newest + (newest - older) / 2, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("gaps", [(1.0, 1.0, 1.0), (2.0, 1.0, 3.0), (0.5, 4.0, 1.0)])
+def test_damped_is_the_line_with_half_of_what_the_last_step_showed(
+    gaps: tuple[float, float, float],
+) -> None:
+    """Against the slope that least squares finds for the newest residual, by a fine grid."""
+    predictor = PREDICTORS["damped"]
+    assert isinstance(predictor, Damped)
+    draw = torch.Generator().manual_seed(3)
+    oldest, step, turn = torch.randn(3, 2, 40, generator=draw).double()
+    middle, (ahead, last, before) = oldest + step, gaps
+    times = torch.tensor([0.0, -ahead, -ahead - last, -ahead - last - before])
+    times = times[:, None].expand(-1, 2)
+    for share in (0.4, 1.0, 2.0, -0.5):  # of the line, that the newest residual followed
+        newest = middle + share * step * last / before + 0.05 * turn
+        grid = torch.linspace(0, predictor.most, 1201).double()
+        line = middle + grid[:, None, None] * step * last / before
+        observed = grid[(line - newest).square().sum(-1).argmin(0)]
+        if share < 0:
+            observed = torch.full_like(observed, predictor.usual)
+        slope = (observed + predictor.usual) / 2
+        expected = newest + slope[:, None] * (newest - middle) * ahead / last
+        got = predict(predictor, [each.float() for each in (newest, middle, oldest)], times)
+        torch.testing.assert_close(got, expected.float(), rtol=1e-3, atol=2e-3)
+    young = torch.tensor([0.0, -1.0, -2.0, -2.0])[:, None].expand(-1, 2)
+    got = predict(predictor, [each.float() for each in (middle, oldest, oldest)], young)
+    torch.testing.assert_close(got, middle.float())
+
+
 def test_a_repeated_time_ends_the_history_of_its_sample() -> None:
     times = torch.tensor([[9.0, 9.0, 9.0], [8.0, 9.0, 8.0], [7.0, 7.0, 9.0], [6.0, 6.0, 6.0]])
     known = [[True] * 3, [True, False, True], [True, False, False], [True, False, False]]
@@ -398,6 +427,8 @@ def test_chebyshev_does_not_depend_on_the_unit_or_direction_of_time() -> None:
         (lambda: Chebyshev(degree=0), "degree is 0"),
         (lambda: Chebyshev(ridge=0.0), "ridge is 0.0"),
         (lambda: Chebyshev(share=1.5), "share is 1.5"),
+        (lambda: Damped(usual=-0.1), "usual is -0.1"),
+        (lambda: Damped(most=0.5), "usual is 0.75 and most 0.5"),
     ],
 )
 def test_options_of_predictors_are_checked(make: Callable[[], Any], message: str) -> None:
