@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ..kernels.errors import AccelError
-from ..kernels.predictors.pade import Pade
-from ..passes.pade.forecast import Forecast, Point, Profile
+from ..kernels.predictors import PREDICTORS, Predictor
+from ..kernels.predictors.recorded import same_form
+from ..passes.pade.forecast import OWN, RECORDED, Forecast, Point, Profile
 from ..passes.pade.schedule import FEWEST, GROWTH, Planned, place
 from .report import owners_of
 from .runtime.fingerprint import digests
@@ -24,10 +25,11 @@ from .runtime.sampling import PadeGraph, graphs_of
 
 __all__ = ["attempting", "calibrate"]
 
-RECORDED = 2**14  # values of each sample's residual that are recorded
+KEPT = 2**14  # values of each sample's residual that are recorded
 TRIED = 0.4  # the share of computed steps that variants are compared at
 LEAST, MOST, POINTS = 0.25, 0.7, 10  # shares of computed steps on the curve, and how many of them
 # What is compared; see `place` and the option `correction`.
+FITTED = ("damped", "pade")  # predictors of the form that recorded slopes have
 GROWTHS, CORRECTIONS = (1.0, 1.25, 1.55), (0.5, 1.0)
 LITTLE = 0.2  # decibels by which a way has to be better at least
 ALONE = 1.0  # the same in decibels, of one sample
@@ -40,8 +42,8 @@ class _Way:
     """One way to sample: see `place` and `Point`."""
 
     growth: float = GROWTH
-    together: int = 2
-    recorded: bool = False
+    together: int = 1
+    predictor: str = OWN
     correction: float = 0.75
 
 
@@ -243,20 +245,20 @@ def calibrate(
     times = tuple(recording.times[step] for step in range(task.steps))
     held = [ref() for each, model in graphs_of(owners) if each is graph for ref in model.held]
     weights = digests([each for each in held if isinstance(each, Tensor)])
-    everything = Point(tuple(range(task.steps)), False, 0.0, BEST, None)
+    everything = Point(tuple(range(task.steps)), OWN, 0.0, BEST, None)
     known = Profile(tuple(weights), recording.shapes, times, products, 0.0, (everything,))
     base = graph.state.predictor
 
     def attempt(way: _Way, computed: int, seed: int, text: str) -> tuple[Point, Tensor]:
         placed = place(task.steps, computed, way.growth, way.together)
-        point = Point(placed, way.recorded, way.correction, 0.0, None)
+        point = Point(placed, way.predictor, way.correction, 0.0, None)
         found = task.attempt(seed, known.forecast(point, base), text)
         return replace(point, psnr=float(found.mean()), error=_error(found)), found
 
     compared = round(TRIED * task.steps)
     way = _best_way(
         lambda way: attempt(way, compared, one, f"ways to compute {compared} steps")[1],
-        isinstance(base, Pade),
+        _alternatives(base),
     )
     least, most = math.ceil(LEAST * task.steps), math.floor(MOST * task.steps)
     numbers = sorted({round(least + (most - least) * k / (POINTS - 1)) for k in range(POINTS)})
@@ -293,9 +295,15 @@ def _better(found: Tensor, before: Tensor) -> bool:
     return float(gain.mean()) > (ALONE if error is None else max(error, LITTLE))
 
 
-def _best_way(attempt: Callable[[_Way], Tensor], records: bool) -> _Way:
+def _alternatives(base: Predictor) -> list[str]:
+    """Predictors that can stand in for the one that a graph was compiled with."""
+    others = [name for name in FITTED if PREDICTORS[name] != base]
+    return [RECORDED, *others] if same_form(base) else []
+
+
+def _best_way(attempt: Callable[[_Way], Tensor], others: Sequence[str]) -> _Way:
     """The way that does best, all on the same noise; the uncalibrated one where chance may have
-    made the difference. records: whether the recorded slopes fit the compiled graph."""
+    made the difference. others: predictors that fit the compiled graph, besides its own."""
     known = attempt(_Way())
     best, most = _Way(), known
 
@@ -308,9 +316,9 @@ def _best_way(attempt: Callable[[_Way], Tensor], records: bool) -> _Way:
             if found.mean() > most.mean():
                 best, most = way, found
 
-    slopes = (False, True) if records else (False,)
-    compare([_Way(growth, 2, recorded) for growth in GROWTHS for recorded in slopes])
-    compare([_Way(growth, 3, best.recorded) for growth in GROWTHS[1:]])
+    compare([_Way(growth, 1, each) for growth in GROWTHS for each in (OWN, *others[:1])])
+    compare([_Way(growth, 2, best.predictor) for growth in GROWTHS[1:]])
+    compare([replace(best, predictor=each) for each in others[1:]])
     compare([replace(best, correction=correction) for correction in CORRECTIONS])
     return best if _better(most, known) else _Way()
 
@@ -318,9 +326,9 @@ def _best_way(attempt: Callable[[_Way], Tensor], records: bool) -> _Way:
 def _excerpt(residual: Tensor) -> Tensor:
     """Some values of each sample, all over it, the same for each such residual: `[batch, some]`."""
     flat = residual.detach().flatten(1)
-    if flat.shape[1] > RECORDED:
+    if flat.shape[1] > KEPT:
         draw = torch.Generator().manual_seed(0)
-        chosen = torch.randperm(flat.shape[1], generator=draw)[:RECORDED]
+        chosen = torch.randperm(flat.shape[1], generator=draw)[:KEPT]
         flat = flat[:, chosen.to(flat.device)]
     return flat.float().cpu().clone()
 

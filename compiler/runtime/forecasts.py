@@ -88,19 +88,29 @@ class Forecasts:
             self._say(model.misfit)
 
     def of(
-        self, model: Model, carried: Carried, now: Tensor, depth: int, steps: int | None
-    ) -> Forecast:
-        """That of one call. depth: its step in the run; steps: how many that has, if known."""
+        self,
+        model: Model,
+        carried: Carried,
+        now: Tensor,
+        depth: int,
+        steps: int | None,
+        before: str,
+    ) -> tuple[Forecast, str]:
+        """That of one call, and what of its run is not as recorded; empty where all is.
+
+        depth: its step in the run; steps: how many that has, if known. before: what was not as
+        recorded on the step before.
+        """
         if self.calibrated is None or self.profile is None:
-            return self.default
-        why = model.misfit or self._strange(self.profile, carried, now, depth, steps)
+            return self.default, ""
+        why = model.misfit or before or self._strange(self.profile, carried, now, depth, steps)
         if not why:
             model.counters.calibrated_steps += 1
-            return self.calibrated
+            return self.calibrated, ""
         if why not in model.counters.uncalibrated and not model.misfit:
             self._say(why)
         model.counters.uncalibrated[why] = model.counters.uncalibrated.get(why, 0) + 1
-        return self.default
+        return self.default, why
 
     def _strange(
         self, profile: Profile, carried: Carried, now: Tensor, depth: int, steps: int | None

@@ -49,7 +49,8 @@ class Record:
     known: how many residuals there are to predict from. epoch: of the weights that computed them.
     glimpse, pending: the call's sample and outputs, and moments of a computed step; on their
     device, until they have been read. later: a copy of them that is on its way.
-    corrected: whether it gave back what predicted steps had missed.
+    corrected: whether it gave back what predicted steps had missed. strange: what of its run is not
+    as its model's profile has it; empty for nothing.
     """
 
     carried: Carried | None
@@ -58,6 +59,7 @@ class Record:
     glimpse: Glimpse
     pending: list[Tensor]
     corrected: bool = False
+    strange: str = ""
     evaluations: list[Evaluation] = field(default_factory=list)
     why_not: str = ""
     later: Later | None = None

@@ -42,7 +42,7 @@ _graphs: weakref.WeakSet[PadeGraph] = weakref.WeakSet()
 class _Plan:
     """What was decided for one call. fresh: samples that have no state yet. begun: of each sample,
     the step that its state begins at; left: the steps of its run that are left, this one included,
-    where that is wanted and known, else 0. correction: see the option."""
+    where that is wanted and known, else 0. correction: see the option; strange: see `Record`."""
 
     runs: Runs
     epoch: int
@@ -54,6 +54,7 @@ class _Plan:
     begun: list[int]
     left: list[int]
     correction: float
+    strange: str
     now: Tensor
     streams: list[StreamInputs]
 
@@ -264,10 +265,12 @@ class PadeGraph:
         steps = runs.length(placed[0])
         if trial is None:
             steps = self.forecasts.length(carried, now, depth, steps)
-            forecast = self.forecasts.of(model, carried, now, depth, steps)
+            before = placed[0].before
+            was = "" if before is None else before.record.strange
+            forecast, strange = self.forecasts.of(model, carried, now, depth, steps, was)
         else:
             steps = steps or trial.steps
-            forecast = trial.forecast or self.forecasts.full
+            forecast, strange = trial.forecast or self.forecasts.full, ""
         planned = bool(fresh) or any(
             forecast.schedule.computes(
                 each.step.depth, _last(each) - 1, runs.length(each) or steps, own
@@ -297,7 +300,7 @@ class PadeGraph:
         left = _left(runs, placed, steps) if compute and carried.answers else []
         return _Plan(
             runs, model.epoch, call, placed, compute, carried, fresh, begun, left,
-            forecast.correction, now, streams,
+            forecast.correction, strange, now, streams,
         )  # fmt: skip
 
     def _carried(
@@ -382,7 +385,8 @@ class PadeGraph:
             carried = begun_anew(carried, plan.fresh)
         glimpse = self.reader.glimpse(inputs, results, plan.runs.positions)
         pending = [each.moments for each in state] if plan.compute else []
-        return Record(carried, int(carried.known), plan.epoch, glimpse, pending, corrected)
+        known = int(carried.known)
+        return Record(carried, known, plan.epoch, glimpse, pending, corrected, plan.strange)
 
     def _bound(self, runs: Runs, newest: Record) -> None:
         """Drop the state that was not used for longest, where all of it takes too much."""

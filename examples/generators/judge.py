@@ -107,7 +107,7 @@ def rules(names: Sequence[str], seeds: Sequence[int], batch: int) -> Iterator[li
             full = judged.attempt(None, seed, steps)
             for rule, predictor in _candidates():
                 for growth in GROWTHS:
-                    for together in (2, 3):
+                    for together in (1, 2):
                         plan = Planned(place(steps, computed, growth, together), steps)
                         got = judged.attempt(Forecast(plan, (predictor,), 0.75), seed, steps)
                         psnr = round(float(measure.psnr(got, full).mean()), 2)

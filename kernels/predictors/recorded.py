@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ..errors import OptionError
-from .base import along_differences, distinct, safe_divide, usable
+from .base import MOMENTS, Predictor, along_differences, distinct, safe_divide, usable
+from .damped import Damped
+from .pade import Pade
 
-__all__ = ["Recorded"]
-
-HISTORY = 3  # as `Pade` has it: one compiled graph serves both
+__all__ = ["Recorded", "same_form"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Recorded:
     granularity: str = "sample"
     keeps_predictions: bool = False
     reads_inputs: bool = False
-    history: int = HISTORY
+    history: int = 3
 
     def __post_init__(self) -> None:
         steps = len(self.times)
@@ -81,6 +81,21 @@ class Recorded:
     ) -> Tensor:
         assert coefficients is not None
         return along_differences(residuals, coefficients)
+
+
+def same_form(predictor: Predictor) -> bool:
+    """Whether a graph that was compiled with a predictor can be given recorded slopes instead: it
+    reads as many residuals, and takes a coefficient for each difference and sample, as `Pade` and
+    `Damped` do."""
+    if predictor.history != Recorded.history or predictor.granularity != "sample":
+        return False
+    if predictor.reads_inputs or predictor.keeps_predictions:
+        return False
+    if type(predictor).predict not in (Pade.predict, Damped.predict):
+        return False
+    blank = torch.zeros(Recorded.history + 1, 1), torch.ones(()), torch.zeros(MOMENTS, 1, 1)
+    known = predictor.coefficients(*blank)
+    return known is not None and known.shape == (2, 1, 1)
 
 
 def _hats(nodes: Tensor, at: Tensor) -> Tensor:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from ...kernels.errors import OptionError, first_line
-from ...kernels.predictors import Predictor
+from ...kernels.predictors import PREDICTORS, Predictor, resolve
 from ...kernels.predictors.recorded import Recorded
 from .schedule import Planned, Schedule
 
-__all__ = ["FORMAT", "Forecast", "Point", "Profile"]
+__all__ = ["FORMAT", "OWN", "RECORDED", "Forecast", "Point", "Profile"]
 
 FORMAT = 1  # of the file
+OWN, RECORDED = "as compiled", "recorded"  # predictors of a point
 
 
 @dataclass(frozen=True)
@@ -31,15 +32,16 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Point:
-    """One way to sample that was tried. computed: its computed steps. recorded: whether slopes are
-    those of the recorded run; else the option `predictor` holds. correction: see the option.
+    """One way to sample that was tried. computed: its computed steps. predictor: RECORDED for the
+    recorded run's slopes, OWN for the option `predictor`, or a name of `PREDICTORS`. correction:
+    see the option.
 
     psnr: decibels to the full run, the mean over the samples of a run on noise that had no part in
     any choice. error: its standard error; None where there was one sample.
     """
 
     computed: tuple[int, ...]
-    recorded: bool
+    predictor: str
     correction: float
     psnr: float
     error: float | None
@@ -83,6 +85,8 @@ class Profile:
                 f"{len(self.shapes)}"
             )
         for point in self.points:
+            if point.predictor not in (OWN, RECORDED, *PREDICTORS):
+                raise OptionError(f"a profile names the unknown predictor {point.predictor!r}")
             steps = list(point.computed)
             if steps != sorted(set(steps)) or steps[:1] != [0] or steps[-1] >= self.steps:
                 raise OptionError(
@@ -122,8 +126,11 @@ class Profile:
         return min(self.points, key=lambda point: abs(len(point.computed) - computed))
 
     def forecast(self, point: Point, predictor: Predictor) -> Forecast:
-        """predictor: where the point's slopes are not the recorded ones."""
-        predictors = self.predictors() if point.recorded else (predictor,)
+        """predictor: the option's."""
+        if point.predictor == RECORDED:
+            predictors = self.predictors()
+        else:
+            predictors = (predictor if point.predictor == OWN else resolve(point.predictor),)
         return Forecast(Planned(point.computed, self.steps), predictors, point.correction)
 
     def differs(self, weights: Sequence[str], shapes: Sequence[Sequence[int]]) -> str:

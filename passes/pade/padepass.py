@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 
 from ...kernels.errors import OptionError
 from ...kernels.predictors import Predictor, resolve
+from ...kernels.predictors.recorded import same_form
 from ..base import Feature, Pass, PassResult, Program, Reason, Skip
 from ..graph.nodes import hint, results_of, value_of
 from ..options import built
 from .clock import find_clock
-from .forecast import Point, Profile
+from .forecast import OWN, Point, Profile
 from .gate import Gate
 from .region import find_region
 from .rewrite import wrap_in_branch
@@ -121,7 +122,13 @@ class PadePass(Pass):
                 f"a profile and schedule {self.schedule!r} contradict each other: the profile says "
                 "which steps are computed. Drop one of the two"
             )
-        self.point()  # raises where the profile has none that is fast enough
+        point = self.point()  # raises where the profile has none that is fast enough
+        stands_in = point is not None and point.predictor != OWN
+        if stands_in and not same_form(resolve(self.predictor)):
+            raise OptionError(
+                f"the profile's predictor can't stand in for {self.predictor!r}, which reads "
+                "something else: calibrate with that predictor, or use the default one"
+            )
 
     def point(self) -> Point | None:
         """The profile's point that the options ask for; None for computing every step."""

@@ -41,7 +41,7 @@ MORE = 3  # steps that are taken to follow where the times fit no length
 WARMUP = 3  # of an interval schedule, where nothing else is said
 
 
-def place(steps: int, computed: int, growth: float = GROWTH, together: int = 2) -> tuple[int, ...]:
+def place(steps: int, computed: int, growth: float = GROWTH, together: int = 1) -> tuple[int, ...]:
     """`computed` of `steps` step numbers, the first among them.
 
     growth: how much further apart they are towards the end; 1 is evenly. together: how many at the
@@ -53,7 +53,7 @@ def place(steps: int, computed: int, growth: float = GROWTH, together: int = 2) 
     computed = max(min(computed, steps), min(steps, FEWEST))
     saved = MOST - min(max(computed / steps, LEAST), MOST)
     end = (1 - 4 * saved**2) * (steps - 1)
-    chosen = list(range(min(together - 1, computed - 1))) if together > 2 else [0]
+    chosen = list(range(max(min(together, computed - 1), 1)))
     before = len(chosen) - 1
     for index in range(len(chosen), computed):
         share = (index - before) / (computed - 1 - before)

@@ -32,9 +32,9 @@ def residuals(seed: int = 0, steps: int = 5) -> torch.Tensor:
 
 def profile(**changed: Any) -> Profile:
     points = (
-        Point((0, 2), True, 0.5, 31.0, 0.5),
-        Point((0, 1, 3), False, 0.75, 38.0, None),
-        Point((0, 1, 2, 4), True, 1.0, 44.0, 2.0),
+        Point((0, 2), "recorded", 0.5, 31.0, 0.5),
+        Point((0, 1, 3), "as compiled", 0.75, 38.0, None),
+        Point((0, 1, 2, 4), "pade", 1.0, 44.0, 2.0),
     )
     fields: dict[str, Any] = {
         "weights": ("aa", "bb"), "shapes": ((4, 8),), "times": TIMES, "products": (products(),),
@@ -124,8 +124,9 @@ def test_what_is_no_profile(tmp_path: Path, text: str, message: str) -> None:
     ("changed", "message"),
     [
         ({"points": ()}, "at least one point"),
-        ({"points": (Point((1, 2), True, 0.5, 31.0, None),)}, "rise from 0"),
-        ({"points": (Point((0, 5), True, 0.5, 31.0, None),)}, "rise from 0"),
+        ({"points": (Point((1, 2), "pade", 0.5, 31.0, None),)}, "rise from 0"),
+        ({"points": (Point((0, 2), "magic", 0.5, 31.0, None),)}, "unknown predictor 'magic'"),
+        ({"points": (Point((0, 5), "recorded", 0.5, 31.0, None),)}, "rise from 0"),
         ({"times": (3.0, 1.0, 2.0, 0.5, 0.1)}, "fall, or rise"),
         ({"products": ()}, "0 streams"),
         ({"products": (products(steps=4),)}, "5 x 5"),
@@ -145,6 +146,8 @@ def test_what_does_not_hold_together(changed: dict[str, Any], message: str) -> N
         ({"profile": profile(), "min_psnr": 40, "preset": "fast"}, "preset contradict"),
         ({"profile": profile(), "schedule": [0, 1, 2]}, "contradict"),
         ({"profile": profile(), "min_psnr": -1}, "above 0"),
+        ({"profile": profile(), "min_psnr": 1, "predictor": "taylor-2"}, "stand in for"),
+        ({"profile": profile(), "min_psnr": 1, "predictor": "hermite"}, "stand in for"),
         ({"profile": profile(), "speed": "much"}, "above 0"),
         ({"profile": profile(), "mismatch": "ignore"}, "'warn' or 'raise'"),
     ],
