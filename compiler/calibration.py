@@ -29,7 +29,7 @@ KEPT = 2**14  # values of each sample's residual that are recorded
 TRIED = 0.4  # the share of computed steps that variants are compared at
 LEAST, MOST, POINTS = 0.25, 0.7, 10  # shares of computed steps on the curve, and how many of them
 # What is compared; see `place` and the option `correction`.
-FITTED = ("damped", "pade")  # predictors of the form that recorded slopes have
+FITTED = ("pade-damped", "pade", "damped")  # predictors of the form that recorded slopes have
 GROWTHS, CORRECTIONS = (1.0, 1.25, 1.55), (0.5, 1.0)
 LITTLE = 0.2  # decibels by which a way has to be better at least
 ALONE = 1.0  # the same in decibels, of one sample

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import Profile, calibrate, trajectory
+from ... import PadeOptions, Profile, calibrate, trajectory
 from ...compiler.calibration import attempting
-from ...kernels.predictors import PREDICTORS, Predictor
-from ...passes.pade.forecast import Forecast
+from ...kernels.predictors import PREDICTORS, Predictor, resolve
+from ...passes.pade.forecast import Forecast, Point
 from ...passes.pade.schedule import Planned, place
 from .. import records
 from ..fashion import measure
@@ -34,6 +34,7 @@ __all__ = ["MODELS", "Judged"]
 
 MODELS = ("reference", *GENERATORS)
 BUDGETS = ((20, 6), (20, 8), (20, 10), (30, 12), (50, 20))
+TARGETS = (35, 40, 45)
 GROWTHS = (1.0, 1.25, 1.4, 1.55)
 RULES = ("damped", "pade")  # of one form: three residuals, two coefficients
 
@@ -186,13 +187,16 @@ def calibration(
             judged.model, judged.sample, output=folder / f"{name}.json", data_range=2.0,
             seeds=(1000, 1001),
         )  # fmt: skip
-        base = PREDICTORS["pade"]
+        rows = []
         for computed in (6, 8, 10):
             point = profile.nearest(computed)
-            rows = []
             for what, steps, how in _uses(judged):
-                rows.append(_measured(judged, profile, point, base, seeds, what, steps, how))
-            yield rows
+                rows.append(_measured(judged, profile, point, seeds, what, steps, how))
+        for target in TARGETS:
+            kept = profile.fewest(target)
+            if kept is not None:
+                rows.append(_measured(judged, profile, kept, seeds, f"min_psnr {target}", 20, {}))
+        yield rows
 
 
 def _uses(judged: Judged) -> list[tuple[str, int, dict[str, Any]]]:
@@ -206,9 +210,10 @@ def _uses(judged: Judged) -> list[tuple[str, int, dict[str, Any]]]:
 
 
 def _measured(
-    judged: Judged, profile: Profile, point: Any, base: Predictor, seeds: Sequence[int],
+    judged: Judged, profile: Profile, point: Point, seeds: Sequence[int],
     what: str, steps: int, how: dict[str, Any],
 ) -> Calibrated:  # fmt: skip
+    base = resolve(PadeOptions().predictor)
     with_it, without = list[float](), list[float]()
     for seed in seeds:
         full = judged.attempt(None, seed, steps, **how)

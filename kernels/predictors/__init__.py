@@ -21,6 +21,7 @@ __all__ = [
 
 PREDICTORS: dict[str, Predictor] = {
     "pade": Pade(),
+    "pade-damped": Pade(start=0.3, turned=0.75),
     "pade-channel": Pade(granularity="channel"),
     "pade-token": Pade(granularity="token"),
     "reuse": Reuse(),

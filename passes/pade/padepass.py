@@ -62,7 +62,7 @@ class PadePass(Pass):
     features: ClassVar[frozenset[Feature]] = frozenset({Feature.BRANCH, Feature.STATE})
 
     preset: str | None = None
-    predictor: str | Predictor = "pade"
+    predictor: str | Predictor = "pade-damped"
     schedule: str | Mapping[str, int] | Sequence[int] = "auto"
     gate: Gate | Mapping[str, Any] | None = None
     correction: float = 0.75

@@ -15,6 +15,7 @@ from accel.examples.generators import GENERATORS, base
 from accel.examples.generators.base import Data, Generator
 from accel.examples.generators.captions import emoji, numbered
 from accel.examples.generators.flux import packed, unpacked
+from accel.examples.generators.judge import Judged, Row, left_out
 from accel.examples.generators.train import Training, train
 from PIL import Image
 
@@ -179,3 +180,41 @@ def test_the_page_says_what_they_are() -> None:
     text = (Path(base.__file__).parent / "README.md").read_text()
     rows = [f"| `{name}` | {kind.what} |" for name, kind in GENERATORS.items()]
     assert [line for line in text.splitlines() if line.startswith("| `")] == rows
+
+
+# Judging
+
+
+def test_a_judged_model_samples_as_the_plain_one() -> None:
+    """Everything computed, through the back end, from a checkpoint that is committed."""
+    judged = Judged("dit", batch=2)
+    kind = GENERATORS["dit"]
+    network, conditions, _ = kind.load()
+    draw = torch.Generator().manual_seed(5)
+    noise = torch.randn(2, *kind.shape, generator=draw)
+    told = conditions[(torch.arange(2) + 5) % len(conditions)]
+    *_, expected = kind.sample(network, noise, told, steps=5)
+    got = judged.attempt(None, 5, 5)
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
+    assert got.abs().max() <= 1
+
+
+def test_what_is_chosen_on_the_others() -> None:
+    """The best rule of the other models, and the best one here."""
+
+    def row(model: str, rule: str, psnr: float, seed: int = 0) -> Row:
+        return Row(model, 20, 8, rule, 1.0, 1, 0.75, seed, psnr)
+
+    rows = [
+        row("a", "one", 40), row("a", "two", 30), row("b", "one", 30), row("b", "two", 31),
+        row("c", "one", 20, 0), row("c", "one", 30, 1), row("c", "two", 38, 0),
+        row("c", "two", 40, 1),
+    ]  # fmt: skip
+    made = {each["model"]: each for each in left_out(rows)}
+    assert made["a"]["chosen on the others"].startswith("two")
+    assert made["a"]["psnr"] == 30
+    assert made["a"]["best here"].startswith("one")
+    assert made["a"]["its psnr"] == 40
+    assert made["c"]["chosen on the others"].startswith("one")
+    assert made["c"]["psnr"] == 25
+    assert made["c"]["its psnr"] == 39

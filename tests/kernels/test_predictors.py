@@ -268,6 +268,28 @@ def test_young_runs_fall_back(name: str) -> None:
     torch.testing.assert_close(out, newest + (newest - older) / 2, rtol=1e-4, atol=1e-4)
 
 
+def test_a_damped_start_and_what_has_turned_back() -> None:
+    """Shares of the line where two residuals are known, and where the last differences disagree;
+    otherwise what is not damped."""
+    damped, plain = Pade(start=0.3, turned=0.75), Pade()
+    newest, middle = torch.randn(2, 2, 20, generator=torch.Generator().manual_seed(1))
+    line = newest - middle
+    young = torch.tensor([0.0, -2.0, -3.0, -3.0])[:, None].expand(-1, 2)
+    got = predict(damped, [newest, middle, middle], young)
+    torch.testing.assert_close(got, newest + 0.3 * 2 * line)
+    times = torch.tensor([0.0, -2.0, -3.0, -5.0])[:, None].expand(-1, 2)
+    back, on = middle + 0.5 * line, middle - 0.5 * line
+    got = predict(damped, [newest, middle, back], times)
+    torch.testing.assert_close(got, newest + 0.75 * 2 * line)
+    assert torch.equal(predict(plain, [newest, middle, back], times), newest)
+    expected = predict(plain, [newest, middle, on], times)
+    torch.testing.assert_close(predict(damped, [newest, middle, on], times), expected)
+    still = predict(
+        damped, [newest, middle, middle], times
+    )  # nothing moved before: a straight line
+    torch.testing.assert_close(still, newest + 2 * line, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("gaps", [(1.0, 1.0, 1.0), (2.0, 1.0, 3.0), (0.5, 4.0, 1.0)])
 def test_damped_is_the_line_with_half_of_what_the_last_step_showed(
     gaps: tuple[float, float, float],
