@@ -35,8 +35,8 @@ __all__ = ["MODELS", "Judged"]
 MODELS = ("reference", *GENERATORS)
 BUDGETS = ((20, 6), (20, 8), (20, 10), (30, 12), (50, 20))
 TARGETS = (35, 40, 45)
-GROWTHS = (1.0, 1.25, 1.4, 1.55)
-RULES = ("damped", "pade")  # of one form: three residuals, two coefficients
+GROWTHS = (1.25, 1.4, 1.55)
+RULES = ("damped", "pade", "pade-damped")  # of one form: three residuals, two coefficients
 
 
 class Judged:
