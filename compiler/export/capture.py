@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from ...kernels.errors import EngineError, ExportError, first_line
 from ...kernels.exports import EXPORT_BODIES
-from ...passes import Constants, Feature, PassResult
+from ...passes import Constants, Feature, PadePass, PassResult
 from ...passes.base import Program
 from ...passes.graph.nodes import (
     copy_module,
@@ -26,9 +26,11 @@ from ...passes.graph.nodes import (
     results_of,
     value_of,
 )
+from ...passes.pade.forecast import Profile
 from ..capture import captured, not_whole
 from ..options import Options
 from ..pipeline import rewrite
+from ..runtime.fingerprint import digests
 from ..runtime.sizes import evaluate, text_of
 from .manifest import LIKELY
 from .paths import Path, flatten
@@ -128,6 +130,19 @@ def _bind(
 
 
 @torch.no_grad()
+def _check_profile(model: nn.Module, options: Options) -> None:
+    """Raise ExportError for a profile of other weights: a file holds its own, and asks no more."""
+    pade = options.of(PadePass)
+    if pade is None or not isinstance(pade.profile, Profile):
+        return
+    missing = set(pade.profile.weights) - set(digests([*model.parameters(), *model.buffers()]))
+    if missing:
+        raise ExportError(
+            f"the profile is not of this model: {len(missing)} of the {len(pade.profile.weights)} "
+            "weights that it was made with are not in it. Calibrate it, or export it without"
+        )
+
+
 def capture(
     model: nn.Module,
     args: Sequence[Any],
@@ -142,8 +157,9 @@ def capture(
     cannot: features that the format can't hold, and why. plain: whether accel's own operators have
     to go. free: every size of an input that the model leaves free stays free, but for sizes of 1;
     else all are fixed. The model runs once. Raises ExportError if it can't be captured as one
-    graph.
+    graph, or a profile is of other weights.
     """
+    _check_profile(model, options)
     name = type(model).__name__
     signature = signature_of(model)
     try:

@@ -86,15 +86,19 @@ class SequenceStep(nn.Module):
         self.batch = int(stack.batch)
         self.steps = steps
         self.max_error = pade.max_error
-        schedule = pade.plan()
-        schedule.check(steps)
+        forecast = pade.forecast(stack.predictor)
+        self.predictors = forecast.predictors
+        forecast.schedule.check(steps)
         # Rows: the step; columns: the newest computed step.
-        table = [[schedule.computes(i, j, steps) for j in range(steps)] for i in range(steps)]
+        table = [
+            [forecast.schedule.computes(i, j, steps) for j in range(steps)] for i in range(steps)
+        ]
         self.table = nn.Buffer(torch.tensor(table))
         self.answers: dict[int, Tensor] = {}
         if weights is None or not pade.correction:
             return
-        shares = [rules.share_given_back(pade.correction, steps - step) for step in range(steps)]
+        correction = forecast.correction
+        shares = [rules.share_given_back(correction, steps - step) for step in range(steps)]
         self.weights = nn.Buffer(torch.tensor(weights, dtype=torch.float64))
         self.shares = nn.Buffer(torch.tensor(shares, dtype=torch.float64))
         self.answers = {
@@ -134,7 +138,7 @@ class SequenceStep(nn.Module):
         now = rules.sample_times([inputs[index] for index in self.times], self.batch)
         step: Any = carried.step
         remaining = (1 - step[0].double() / self.steps).clamp(min=0)
-        streams = rules.arguments([self.stack.predictor], carried, now, remaining)
+        streams = rules.arguments(self.predictors, carried, now, remaining)
         results = self.step(*inputs, *self.stack.pack(compute, streams))
 
         made = self.stack.unpack(results[self.outputs :])

@@ -70,12 +70,7 @@ class Forecasts:
         self.default = Forecast(options.plan(), (predictor,), options.correction)
         self.full = Forecast(Full(), (predictor,), options.correction)
         self.profile = options.profile if isinstance(options.profile, Profile) else None
-        self.calibrated: Forecast | None = None
-        if self.profile is not None:
-            point = options.point()
-            self.calibrated = (
-                self.full if point is None else self.profile.forecast(point, predictor)
-            )
+        self.calibrated = options.forecast(predictor)
 
     def check(self, model: Model, weights: Sequence[Tensor], shapes: Sequence[Any]) -> None:
         """Find out whether the profile is of this model; waits for the weights' device where that
@@ -101,7 +96,7 @@ class Forecasts:
         depth: its step in the run; steps: how many that has, if known. before: what was not as
         recorded on the step before.
         """
-        if self.calibrated is None or self.profile is None:
+        if self.profile is None:
             return self.default, ""
         why = model.misfit or before or self._strange(self.profile, carried, now, depth, steps)
         if not why:

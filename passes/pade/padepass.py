@@ -16,11 +16,11 @@ from ..base import Feature, Pass, PassResult, Program, Reason, Skip
 from ..graph.nodes import hint, results_of, value_of
 from ..options import built
 from .clock import find_clock
-from .forecast import OWN, Point, Profile
+from .forecast import OWN, Forecast, Point, Profile
 from .gate import Gate
 from .region import find_region
 from .rewrite import wrap_in_branch
-from .schedule import PRESETS, Schedule, parse_schedule
+from .schedule import PRESETS, Full, Schedule, parse_schedule
 from .trial import accepted
 
 __all__ = ["PadePass"]
@@ -129,6 +129,16 @@ class PadePass(Pass):
                 f"the profile's predictor can't stand in for {self.predictor!r}, which reads "
                 "something else: calibrate with that predictor, or use the default one"
             )
+
+    def forecast(self, predictor: Predictor) -> Forecast:
+        """What the options say of a run: by the profile, where there is one. predictor: that of the
+        compiled graph."""
+        if not isinstance(self.profile, Profile):
+            return Forecast(self.plan(), (predictor,), self.correction)
+        point = self.point()
+        if point is None:
+            return Forecast(Full(), (predictor,), self.correction)
+        return self.profile.forecast(point, predictor)
 
     def point(self) -> Point | None:
         """The profile's point that the options ask for; None for computing every step."""

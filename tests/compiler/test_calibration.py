@@ -231,3 +231,19 @@ def test_it_is_written_when_it_is_done(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["profile.json"]
     again = accel.PadeOptions(profile=str(path), speed=1.01)
     assert again.profile == profile
+
+
+def test_a_profile_in_an_engine(known: Known, tmp_path: Path) -> None:
+    """It travels in the file, and does what it does in the compiled model."""
+    pytest.importorskip("onnxruntime")
+    model, profile, _, _ = known
+    options = {"pade": {"profile": profile, "preset": "quality"}}
+    example = {"timestep": torch.full((2,), 1000.0), "class_labels": LABELS}
+    engine = accel.export(model, (noise(),), example, path=tmp_path / "a.onnx", options=options)
+    fast = compiled(model, **options["pade"])
+    torch.testing.assert_close(sampler(engine)(1), sampler(fast)(1), rtol=1e-3, atol=1e-4)
+    stats, expected = accel.stats(engine), accel.stats(fast)
+    assert (stats.full_steps, stats.calibrated_steps) == (expected.full_steps, STEPS)
+    with pytest.raises(accel.ExportError, match="weights that it was made with"):
+        accel.export(dit(seed=3), (noise(),), example, path=tmp_path / "b.onnx", options=options)
+    assert not (tmp_path / "b.onnx").exists()
