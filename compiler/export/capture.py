@@ -129,7 +129,6 @@ def _bind(
     return bound
 
 
-@torch.no_grad()
 def _check_profile(model: nn.Module, options: Options) -> None:
     """Raise ExportError for a profile of other weights: a file holds its own, and asks no more."""
     pade = options.of(PadePass)
@@ -143,6 +142,7 @@ def _check_profile(model: nn.Module, options: Options) -> None:
         )
 
 
+@torch.no_grad()
 def capture(
     model: nn.Module,
     args: Sequence[Any],

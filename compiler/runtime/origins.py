@@ -24,6 +24,7 @@ BETTER = 1.2  # a proof that leaves so much more than a rival is none
 LATER = 3  # steps before a rival, among which the best makes it the likely origin
 BLENDS, ALL_BLENDS = 8, 32  # steps of which a sample is tried to be a blend, and a whole call
 RELATED = 0.05  # the least correlation with what is fitted
+SLIGHT = 1e-3  # of the largest weight, below which a weight is none
 WITNESSES = 4  # other models' outputs that a sample is tried to be made of, too
 WITNESSED = 256  # samples whose outputs other models may look at
 CLOSE = 0.95  # of a sample; where less is left, a step may be what it comes from
@@ -112,8 +113,12 @@ def _weigh(call: Call, tried: Sequence[tuple[Step, Step, list[tuple[Tensor, ...]
             continue
         step.scale = parent.scale * factors[0]
         own = [each for each in reversed(parent.evaluations) if each.outputs is not None]
-        for evaluation, factor in zip(own[: MOST_COLUMNS - 1], factors[1:], strict=False):
-            step.weights[evaluation.conditions] = factor / step.scale
+        pairs = list(zip(own[: MOST_COLUMNS - 1], factors[1:], strict=False))
+        largest = max((abs(factor) for _, factor in pairs), default=0.0)
+        for evaluation, factor in pairs:
+            # Guidance of 1 does not use one of its answers: what rounding leaves it is no weight.
+            used = abs(factor) > SLIGHT * largest
+            step.weights[evaluation.conditions] = factor / step.scale if used else 0.0
 
 
 class _Search:

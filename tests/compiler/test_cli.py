@@ -40,9 +40,9 @@ def test_help_lists_the_commands_of_the_compiler_and_of_the_examples(
 def test_what_else_an_entry_point_lacks_is_said_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "mine.py").write_text("import nowhere_to_be_found")
+    (tmp_path / "theirs.py").write_text("import nowhere_to_be_found")
     monkeypatch.syspath_prepend(tmp_path)
-    entry = EntryPoint("mine", "mine:command", "accel.commands")
+    entry = EntryPoint("theirs", "theirs:command", "accel.commands")
     monkeypatch.setattr(cli, "entry_points", lambda group: [entry])
     with pytest.raises(ModuleNotFoundError, match="nowhere_to_be_found"):
         cli._application()

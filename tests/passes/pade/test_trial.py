@@ -41,7 +41,8 @@ def test_names_stay_and_equals_of_known_ones_become_names() -> None:
     for name in PREDICTORS:
         assert accepted(name) == name
     assert accepted(Pade()) == "pade"
-    assert PadeOptions(predictor=Pade()) == PadeOptions()
+    assert PadeOptions(predictor=Pade()) == PadeOptions(predictor="pade")
+    assert PadeOptions(predictor=Pade(start=0.3, turned=0.75)) == PadeOptions()
     own = Leaning()
     assert accepted(own) is own
     assert accepted(Plain()).history == 1
