@@ -18,6 +18,7 @@ from ..kernels.predictors import PREDICTORS, Predictor
 from ..kernels.predictors.recorded import same_form
 from ..passes.pade.forecast import OWN, RECORDED, Forecast, Point, Profile
 from ..passes.pade.schedule import FEWEST, GROWTH, Planned, place
+from .export.engine import Engine
 from .report import owners_of
 from .runtime.fingerprint import digests
 from .runtime.forecasts import Trial, trying
@@ -37,14 +38,14 @@ SAME = 0.01  # relative difference between residuals of the same step
 BEST = 200.0  # decibels that are shown for no difference at all
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Way:
     """One way to sample: see `place` and `Point`."""
 
+    correction: float
     growth: float = GROWTH
     together: int = 1
     predictor: str = OWN
-    correction: float = 0.75
 
 
 @dataclass
@@ -76,7 +77,8 @@ class _Recording:
 
 
 class _Calibration:
-    """One calibration under way. spent: time so far, in seconds."""
+    """One calibration under way. whole: the result of each seed's run in full, and first: what its
+    first step's residuals were. costs: computed steps and seconds of each other run."""
 
     def __init__(
         self,
@@ -89,13 +91,13 @@ class _Calibration:
         self.steps = 0
         self.whole: dict[int, Tensor] = {}
         self.first: dict[int, list[list[Tensor]]] = {}
-        self.costs: list[tuple[int, float]] = []  # computed steps, and seconds, of each run
+        self.costs: list[tuple[int, float]] = []
 
     def record(self, seed: int) -> _Recording:
         """A run in full."""
         recording = _Recording()
         result = self._go(seed, None, recording)
-        self._check(recording, seed)
+        self._check(recording, result, seed)
         self.steps = self.steps or len(recording.steps)
         if len(recording.steps) != self.steps:
             raise AccelError(
@@ -128,8 +130,8 @@ class _Calibration:
 
     @property
     def spent(self) -> float:
-        """Time spent on attempts, in full runs, by their steps."""
-        return sum(computed / max(self.steps, 1) for computed, _ in self.costs)
+        """What was computed beside the runs in full, in full runs."""
+        return sum(computed / self.steps for computed, _ in self.costs)
 
     def share(self, full: float) -> float:
         """What a predicted step costs, in computed ones. full: seconds of a run in full."""
@@ -158,7 +160,7 @@ class _Calibration:
         error = (result - full).square().flatten(1).mean(1)
         return (10 * torch.log10(peak**2 / error)).nan_to_num(posinf=BEST).clamp(max=BEST)
 
-    def _check(self, recording: _Recording, seed: int) -> None:
+    def _check(self, recording: _Recording, result: Tensor, seed: int) -> None:
         if len(recording.graphs) != 1:
             raise AccelError(
                 f"run({seed}) went through {len(recording.graphs)} graphs with a skip branch; "
@@ -170,6 +172,11 @@ class _Calibration:
             raise AccelError(
                 f"run({seed}) has NaN or Inf in its call {recording.broken} of the model: nothing "
                 "can be learnt from it"
+            )
+        if not torch.isfinite(result).all() or float(result.max() - result.min()) == 0:
+            raise AccelError(
+                f"run({seed}) returned samples with NaN or Inf, or with one value throughout: they "
+                "can't be compared"
             )
         calls = [len(each) for each in recording.steps.values()]
         if len(set(calls)) > 1 or sorted(recording.steps) != list(range(len(calls))):
@@ -193,10 +200,7 @@ def attempting(compiled: Any, forecast: Forecast | None, steps: int) -> Iterator
     forecast: None for computing everything. steps: how many a run has.
     """
 
-    def ignore(graph: PadeGraph, step: int, now: Tensor, residuals: Sequence[Tensor]) -> None:
-        pass
-
-    with trying(Trial(owners_of(compiled), forecast, steps, ignore)):
+    with trying(Trial(owners_of(compiled), forecast, steps)):
         yield
 
 
@@ -212,7 +216,8 @@ def calibrate(
     """Find out what a model with its sampler needs: a curve of fidelity over speed (ours).
 
     Records a run in full, compares ways to sample on its noise, and measures the chosen one's
-    fidelity for ten numbers of computed steps on other noise. That takes about twelve full runs.
+    fidelity for ten numbers of computed steps on other noise. That computes as many steps as about
+    twelve full runs; predicting the others comes on top.
     Then `options={"pade": {"profile": profile, "min_psnr": 40}}` (or `"speed": 2.5`) compiles the
     model so that it keeps to what was measured.
 
@@ -230,6 +235,13 @@ def calibrate(
     one, other = seeds
     if one == other:
         raise AccelError(f"seeds are {seeds}; the second is to check on other noise than the first")
+    if data_range is not None and not data_range > 0:
+        raise AccelError(f"data_range is {data_range}; it has to be above 0")
+    if isinstance(compiled, Engine):
+        raise AccelError(
+            "an engine takes its profile with it: calibrate the compiled model, and export it with "
+            'options={"pade": {"profile": ...}}'
+        )
     owners = owners_of(compiled)
     total = 12.0  # full runs that it takes
     task = _Calibration(owners, run, data_range, lambda spent, text: progress(
@@ -258,6 +270,7 @@ def calibrate(
     compared = round(TRIED * task.steps)
     way = _best_way(
         lambda way: attempt(way, compared, one, f"ways to compute {compared} steps")[1],
+        _Way(graph.options.correction),
         _alternatives(base),
     )
     least, most = math.ceil(LEAST * task.steps), math.floor(MOST * task.steps)
@@ -301,26 +314,30 @@ def _alternatives(base: Predictor) -> list[str]:
     return [RECORDED, *others] if same_form(base) else []
 
 
-def _best_way(attempt: Callable[[_Way], Tensor], others: Sequence[str]) -> _Way:
-    """The way that does best, all on the same noise; the uncalibrated one where chance may have
+def _best_way(attempt: Callable[[_Way], Tensor], usual: _Way, others: Sequence[str]) -> _Way:
+    """The way that does best, all on the same noise; the usual one where chance may have
     made the difference. others: predictors that fit the compiled graph, besides its own."""
-    known = attempt(_Way())
-    best, most = _Way(), known
+    known = attempt(usual)
+    best, most = usual, known
 
     def compare(ways: Sequence[_Way]) -> None:
         nonlocal best, most
         for way in ways:
-            if way == _Way():
+            if way == usual:
                 continue
             found = attempt(way)
             if found.mean() > most.mean():
                 best, most = way, found
 
-    compare([_Way(growth, 1, each) for growth in GROWTHS for each in (OWN, *others[:1])])
-    compare([_Way(growth, 2, best.predictor) for growth in GROWTHS[1:]])
+    compare([
+        replace(usual, growth=growth, predictor=each)
+        for growth in GROWTHS for each in (OWN, *others[:1])
+    ])  # fmt: skip
+    compare([replace(best, growth=growth, together=2) for growth in GROWTHS[1:]])
     compare([replace(best, predictor=each) for each in others[1:]])
-    compare([replace(best, correction=correction) for correction in CORRECTIONS])
-    return best if _better(most, known) else _Way()
+    if usual.correction:
+        compare([replace(best, correction=correction) for correction in CORRECTIONS])
+    return best if _better(most, known) else usual
 
 
 def _excerpt(residual: Tensor) -> Tensor:

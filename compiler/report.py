@@ -23,7 +23,7 @@ from .lowering.table import CANNOT
 from .models.schedulers import check_steps, weights_of
 from .options import Options, parse_options
 from .pipeline import rewrite
-from .runtime.kept import state_bytes
+from .runtime.kept import COUNTED, state_bytes
 from .runtime.sampling import graphs_of
 from .runtime.steps import Root
 from .runtime.tables import drop_tables
@@ -202,24 +202,15 @@ def stats(compiled: Any) -> Stats:
 
     roots = by_why("roots")
     return Stats(
-        full_steps=total("full_steps"),
-        predicted_steps=total("predicted_steps"),
-        repeated_steps=total("repeated_steps"),
-        untrusted_steps=total("untrusted_steps"),
-        gated_steps=total("gated_steps"),
-        nonfinite_steps=total("nonfinite_steps"),
-        corrected_steps=total("corrected_steps"),
-        calibrated_steps=total("calibrated_steps"),
+        **{name: total(name) for name in COUNTED},
         uncalibrated=by_why("uncalibrated"),
         runs=sum(each.counts.started for each in runs),
         forks=sum(each.counts.forks for each in runs),
         siblings=sum(each.counts.siblings for each in runs),
         roots=roots,
         unmatched_calls=roots.get(Root.CONDITIONS, 0),
-        weight_changes=total("weight_changes"),
         largest_accepted=max((each.counts.largest_accepted for each in runs), default=0.0),
         smallest_refused=min((each.counts.smallest_refused for each in runs), default=math.inf),
-        host_reads=total("host_reads"),
         recompiles=len(graphs) - len({graph.frame for graph in graphs}),
         state_bytes=sum(state_bytes(each) for each in runs),
         last_error=counters[-1].last_error if counters else float("nan"),

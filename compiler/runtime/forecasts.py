@@ -40,7 +40,7 @@ class Trial:
     parameters: frozenset[int]
     forecast: Forecast | None
     steps: int | None
-    seen: Callable[[Any, int, Tensor, Sequence[Tensor]], None]
+    seen: Callable[[Any, int, Tensor, Sequence[Tensor]], None] | None = None
 
 
 _trial: contextvars.ContextVar[Trial | None] = contextvars.ContextVar("accel_trial", default=None)
@@ -63,7 +63,7 @@ def tried(parameter: int) -> Trial | None:
 
 
 class Forecasts:
-    """The forecasts of one graph. shapes: of its predicted residuals, without the batch."""
+    """The forecasts of one graph. predictor: the one that it was compiled with."""
 
     def __init__(self, options: PadePass, predictor: Predictor) -> None:
         self.options = options
@@ -74,13 +74,16 @@ class Forecasts:
 
     def check(self, model: Model, weights: Sequence[Tensor], shapes: Sequence[Any]) -> None:
         """Find out whether the profile is of this model; waits for the weights' device where that
-        is not known yet. Raises OptionError, or warns, where it is not."""
+        is not known yet. Raises OptionError, or warns, where it is not.
+
+        shapes: of the graph's predicted residuals, without the batch.
+        """
         if self.profile is None or model.fit == (model.epoch, shapes):
             return
         model.misfit = self.profile.differs(digests(weights), shapes)
-        model.fit = model.epoch, shapes
         if model.misfit:
             self._say(model.misfit)
+        model.fit = model.epoch, shapes  # not where it was raised: the next call raises, too
 
     def of(
         self,

@@ -7,7 +7,7 @@ import functools
 import os
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from .reading import Glimpse, Hashes
 from .runs import Runs
 from .steps import Evaluation
 
-__all__ = ["Counters", "Model", "Record", "Weights", "device_memory", "state_bytes"]
+__all__ = ["COUNTED", "Counters", "Model", "Record", "Weights", "device_memory", "state_bytes"]
 
 
 @dataclass
@@ -40,6 +40,10 @@ class Counters:
     roots: dict[str, int] = field(default_factory=dict)
     uncalibrated: dict[str, int] = field(default_factory=dict)
     last_error: float = float("nan")
+
+
+# The counters that are whole numbers, by the names that `Stats` has for them, too.
+COUNTED = tuple(each.name for each in fields(Counters) if each.type == "int")
 
 
 @dataclass(eq=False)

@@ -131,7 +131,7 @@ class PadeGraph:
         packed = self.state.pack(torch.tensor(plan.compute), plan.streams)
         results = list(self.function(*inputs, *packed))
         record = self._record(plan, inputs, results)
-        if trial is not None:
+        if trial is not None and trial.seen is not None:
             assert record.carried is not None
             newest = [each.residuals[0] for each in record.carried.streams]
             trial.seen(self, plan.placed[0].step.depth, plan.now, newest)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "GRANULARITIES", "MOMENTS", "Predictor", "Signals", "along_differences", "differences_of",
-    "distinct", "inner", "judge", "judged", "moments", "reduced_dims", "safe_divide", "trusted_or",
-    "usable",
+    "GRANULARITIES", "MOMENTS", "AlongDifferences", "Predictor", "Signals", "along_differences",
+    "differences_of", "distinct", "inner", "judge", "judged", "moments", "reduced_dims",
+    "safe_divide", "trusted_or", "usable",
 ]  # fmt: skip
 
 GRANULARITIES = ("sample", "channel", "token")
@@ -104,6 +104,17 @@ def along_differences(residuals: Sequence[Tensor], coefficients: Tensor) -> Tens
         difference = residuals[index].float() - residuals[index + 1].float()
         result = result + weight * difference
     return trusted_or(newest, result)
+
+
+class AlongDifferences:
+    """`predict` of a predictor whose coefficients are those of `along_differences`."""
+
+    def predict(
+        self, residuals: Sequence[Tensor], coefficients: Tensor | None, inputs: Sequence[Tensor]
+    ) -> Tensor:
+        """See `Predictor`."""
+        assert coefficients is not None
+        return along_differences(residuals, coefficients)
 
 
 def distinct(times: Tensor) -> Tensor:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..errors import OptionError
-from .base import along_differences, differences_of, distinct, safe_divide, usable
+from .base import AlongDifferences, differences_of, distinct, safe_divide, usable
 
 __all__ = ["Chebyshev"]
 
 
 @dataclass(frozen=True)
-class Chebyshev:
+class Chebyshev(AlongDifferences):
     """A Chebyshev series fitted to the whole history, averaged with its newest two's line.
 
     Spectrum (arXiv 2603.01623; as its released code has it, the paper's body was not at hand) fits
@@ -100,12 +99,6 @@ class Chebyshev:
         while len(found) <= self.degree:
             found.append(2 * place * found[-1] - found[-2])
         return torch.stack(found[1:])
-
-    def predict(
-        self, residuals: Sequence[Tensor], coefficients: Tensor | None, inputs: Sequence[Tensor]
-    ) -> Tensor:
-        assert coefficients is not None
-        return along_differences(residuals, coefficients)
 
 
 def _solved(system: Tensor) -> Tensor:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..errors import OptionError
-from .base import along_differences, distinct, safe_divide, usable
+from .base import AlongDifferences, distinct, safe_divide, usable
 
 __all__ = ["Damped"]
 
 
 @dataclass(frozen=True)
-class Damped:
+class Damped(AlongDifferences):
     """The line through the last two residuals, with a slope of its own for each sample.
 
     Damped trends are an old means against lines that run too far (Gardner & McKenzie 1985). Here
@@ -58,9 +57,3 @@ class Damped:
         slope = (observed + self.usual) / 2
         slope = torch.where(known.reshape(gap.shape), slope * ahead, 0.0)
         return usable(torch.stack([slope, torch.zeros_like(slope)]))
-
-    def predict(
-        self, residuals: Sequence[Tensor], coefficients: Tensor | None, inputs: Sequence[Tensor]
-    ) -> Tensor:
-        assert coefficients is not None
-        return along_differences(residuals, coefficients)

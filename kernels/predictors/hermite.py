@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..errors import OptionError
-from .base import along_differences, differences_of, distinct, safe_divide
+from .base import AlongDifferences, differences_of, distinct, safe_divide
 
 __all__ = ["Hermite"]
 
 
 @dataclass(frozen=True)
-class Hermite:
+class Hermite(AlongDifferences):
     """A polynomial through the newest residual whose powers are scaled Hermite polynomials.
 
     HiCache (arXiv 2508.16984; as its released code and third parties have it, the paper's body was
@@ -79,9 +78,3 @@ class Hermite:
                         share = share * safe_divide(gap, nodes[own] - nodes[other])
                 weights[own] = weights[own] + torch.where(known[degree], share, 0.0)
         return differences_of(torch.stack(weights))
-
-    def predict(
-        self, residuals: Sequence[Tensor], coefficients: Tensor | None, inputs: Sequence[Tensor]
-    ) -> Tensor:
-        assert coefficients is not None
-        return along_differences(residuals, coefficients)

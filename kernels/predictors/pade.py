@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..errors import OptionError
-from .base import GRANULARITIES, along_differences, safe_divide, usable
+from .base import GRANULARITIES, AlongDifferences, safe_divide, usable
 
 __all__ = ["Pade"]
 
@@ -18,7 +17,7 @@ STRAIGHT = 1e-6  # a rate below which the curve counts as a straight line
 
 
 @dataclass(frozen=True)
-class Pade:
+class Pade(AlongDifferences):
     """Rational forecast through the last three residuals with one bounded ratio per sample.
 
     On even spacing it is the classical Shanks transform, the [k/1] Padé approximant of the
@@ -106,9 +105,3 @@ class Pade:
         """A rate within the bounds, and far enough from 0 to divide by what becomes of it."""
         x = x.clamp(-self.growth, self.decay)
         return torch.where(x.abs() < STRAIGHT, STRAIGHT, x)
-
-    def predict(
-        self, residuals: Sequence[Tensor], coefficients: Tensor | None, inputs: Sequence[Tensor]
-    ) -> Tensor:
-        assert coefficients is not None
-        return along_differences(residuals, coefficients)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import along_differences, differences_of, distinct, safe_divide
+from .base import AlongDifferences, differences_of, distinct, safe_divide
 
 __all__ = ["Reuse", "Taylor"]
 
@@ -33,7 +33,7 @@ class Reuse:
 
 
 @dataclass(frozen=True)
-class Taylor:
+class Taylor(AlongDifferences):
     """The polynomial of degree `order` through the newest `order + 1` residuals.
 
     Lagrange's weights at the real times, so it is exact on polynomials of that degree whatever the
@@ -63,9 +63,3 @@ class Taylor:
                     weight = weight * torch.where(known[other], factor, 1.0)
             weights.append(weight)
         return differences_of(torch.stack(weights))
-
-    def predict(
-        self, residuals: Sequence[Tensor], coefficients: Tensor | None, inputs: Sequence[Tensor]
-    ) -> Tensor:
-        assert coefficients is not None
-        return along_differences(residuals, coefficients)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..errors import OptionError
-from .base import MOMENTS, Predictor, along_differences, distinct, safe_divide, usable
-from .damped import Damped
-from .pade import Pade
+from .base import MOMENTS, AlongDifferences, Predictor, distinct, safe_divide, usable
 
 __all__ = ["Recorded", "same_form"]
 
 
 @dataclass(frozen=True)
-class Recorded:
+class Recorded(AlongDifferences):
     """The line through the last two residuals, with the slope that was best in a recorded run.
 
     Of a run whose steps were all computed, the inner products of its residuals say for any two
@@ -44,6 +42,8 @@ class Recorded:
     reads_inputs: bool = False
     history: int = 3
 
+    _products: ClassVar[Tensor]  # each object's own; no field, by which objects are compared
+
     def __post_init__(self) -> None:
         steps = len(self.times)
         falling = sorted(self.times, reverse=True)
@@ -56,6 +56,8 @@ class Recorded:
             )
         if [len(row) for row in self.products] != [steps] * steps:
             raise OptionError(f"a recorded run of {steps} steps has {steps} x {steps} products")
+        # Once, not at every step: of 1,000 steps there are a million.
+        object.__setattr__(self, "_products", torch.tensor(self.products, dtype=torch.float64))
 
     def coefficients(self, times: Tensor, remaining: Tensor, moments: Tensor) -> Tensor | None:
         recorded = times.new_tensor(self.times)
@@ -67,7 +69,8 @@ class Recorded:
         here = here + (position - last).clamp(min=0) * (recorded[-1] - recorded[-2])
         shares = _hats(recorded, here + times - times[0])  # [history + 1, batch, steps]
         to_predict, newest, before = shares[0], shares[1], shares[2]
-        products = times.new_tensor(self.products)
+        # Of a constant made beforehand: so an exported graph takes it in.
+        products = torch.ops.aten.lift_fresh(self._products).to(times.device)
         along = newest - before
         wanted = (((to_predict - newest) @ products) * along).sum(-1)
         slope = safe_divide(wanted, ((along @ products) * along).sum(-1))
@@ -76,22 +79,11 @@ class Recorded:
         both = torch.stack([slope, torch.zeros_like(slope)])
         return usable(both.reshape([*both.shape, *[1] * (moments.dim() - 2)]))
 
-    def predict(
-        self, residuals: Sequence[Tensor], coefficients: Tensor | None, inputs: Sequence[Tensor]
-    ) -> Tensor:
-        assert coefficients is not None
-        return along_differences(residuals, coefficients)
-
 
 def same_form(predictor: Predictor) -> bool:
     """Whether a graph that was compiled with a predictor can be given recorded slopes instead: it
-    reads as many residuals, and takes a coefficient for each difference and sample, as `Pade` and
-    `Damped` do."""
-    if predictor.history != Recorded.history or predictor.granularity != "sample":
-        return False
-    if predictor.reads_inputs or predictor.keeps_predictions:
-        return False
-    if type(predictor).predict not in (Pade.predict, Damped.predict):
+    reads as many residuals, and takes a coefficient for each difference and sample."""
+    if not isinstance(predictor, AlongDifferences) or predictor.history != Recorded.history:
         return False
     blank = torch.zeros(Recorded.history + 1, 1), torch.ones(()), torch.zeros(MOMENTS, 1, 1)
     known = predictor.coefficients(*blank)

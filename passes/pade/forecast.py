@@ -66,8 +66,8 @@ class Profile:
     points: tuple[Point, ...]
 
     def __post_init__(self) -> None:
-        if not self.points:
-            raise OptionError("a profile has at least one point")
+        if not self.points or not self.weights:
+            raise OptionError("a profile has at least one point, and the digest of one weight")
         numbers: list[Any] = [
             self.share,
             *self.times,
@@ -138,7 +138,7 @@ class Profile:
 
         weights: digests of those that a graph uses; none where they can't change.
         """
-        strange = sum(each not in set(self.weights) for each in weights)
+        strange = len(set(weights) - set(self.weights))
         if strange:
             return f"{strange} of its {len(weights)} weights are others"
         if [list(each) for each in shapes] != [list(each) for each in self.shapes]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
 from typing import Any
 
 import accel
@@ -154,3 +156,29 @@ def test_other_resolutions_and_prompts_in_one_pipeline() -> None:
         torch.testing.assert_close(got, alone, rtol=1e-3, atol=1e-4)
     stats = accel.stats(fast.transformer)
     assert (stats.runs, stats.full_steps, stats.predicted_steps) == (5, 5 * 8, 5 * 12)
+
+
+def test_a_pipeline_is_calibrated_by_its_transformer(tmp_path: Path) -> None:
+    """As README shows it: accelerated, calibrated, and accelerated again with the profile."""
+    plain = flux_pipeline()
+    fast = accel.accelerate(flux_pipeline(), lowering="eager")
+
+    def run(seed: int) -> Tensor:
+        return flux(fast, prompt=seed, steps=8)
+
+    path = tmp_path / "profile.json"
+    profile = accel.calibrate(fast.transformer, run, output=path)
+    assert profile.steps == 8
+    accel.accelerate(fast, lowering="eager", pade={"profile": path, "preset": "quality"})
+    point = accel.PadeOptions(profile=path, preset="quality").point()
+    assert point is not None
+    before = accel.stats(fast.transformer).full_steps
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = flux(fast, prompt=1, steps=8)
+    stats = accel.stats(fast.transformer)
+    assert (stats.full_steps - before, stats.calibrated_steps) == (len(point.computed), 8)
+    full = flux(plain, prompt=1, steps=8)
+    error = (got - full).double().square().mean()
+    decibels = 10 * torch.log10((full.max() - full.min()).double() ** 2 / error)
+    assert float(decibels) == pytest.approx(point.psnr, abs=0.1)

@@ -11,11 +11,13 @@ import numpy
 import onnxruntime
 import pytest
 import torch
-from accel import AccelError, ExportError, OptionError
+from accel import AccelError, ExportError, OptionError, Profile
 from accel.compiler.export.onnx_file import OnnxRunner
 from accel.compiler.export.serving import export_repository
+from accel.compiler.runtime.fingerprint import digests
 from accel.kernels.predictors import predictor_name
 from accel.kernels.predictors.hermite import Hermite
+from accel.passes.pade.forecast import RECORDED, Point
 from accel.tests.models import dit, euler, noise, relative
 from torch import Tensor, nn
 
@@ -135,6 +137,35 @@ def test_sequences_sample_as_the_compiled_model(
         assert server.computed[0]
     server(noise(), timestep=torch.zeros(2), class_labels=LABELS)
     assert server.computed[20]  # beyond the steps that it was made for
+
+
+def test_a_profile_is_part_of_the_file(tmp_path: Path) -> None:
+    """Its steps and the slopes of its recording; of another model's weights it is refused."""
+    model = dit(2)
+    draw = torch.Generator().manual_seed(0)
+    values = torch.randn(20, 30, generator=draw, dtype=torch.float64).cumsum(0)
+    profile = Profile(
+        weights=tuple(digests([*model.parameters(), *model.buffers()])),
+        shapes=((16, 32),),
+        times=tuple(1000 - 50.0 * step for step in range(20)),
+        products=(tuple(map(tuple, (values @ values.T).tolist())),),
+        share=0.1,
+        points=(Point((0, 2, 3, 7, 12, 18), RECORDED, 0.0, 40.0, None),),
+    )
+    options = {"pade": {"profile": profile, "max_error": 1e9}}
+    written = export_repository(
+        model, (noise(),), EXAMPLE, path=tmp_path, steps=20, options=options
+    )
+    expected, stats = sampled(euler, options["pade"])
+    assert (stats.calibrated_steps, stats.full_steps) == (20, 6)
+    server = Server(written)
+    for one, other in zip(euler(server, noise(), LABELS), expected, strict=True):
+        assert relative(one, other) < 1e-4
+    assert [step for step in range(20) if server.computed[step]] == [0, 2, 3, 7, 12, 18]
+    with pytest.raises(ExportError, match="weights that it was made with"):
+        export_repository(
+            dit(2, seed=1), (noise(),), EXAMPLE, path=tmp_path / "other", steps=20, options=options
+        )
 
 
 @pytest.mark.parametrize("predictor", ["chebyshev", Hermite(order=3)])

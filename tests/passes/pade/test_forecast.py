@@ -124,6 +124,7 @@ def test_what_is_no_profile(tmp_path: Path, text: str, message: str) -> None:
     ("changed", "message"),
     [
         ({"points": ()}, "at least one point"),
+        ({"weights": ()}, "digest of one weight"),
         ({"points": (Point((1, 2), "pade", 0.5, 31.0, None),)}, "rise from 0"),
         ({"points": (Point((0, 2), "magic", 0.5, 31.0, None),)}, "unknown predictor 'magic'"),
         ({"points": (Point((0, 5), "recorded", 0.5, 31.0, None),)}, "rise from 0"),
