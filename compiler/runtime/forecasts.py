@@ -6,7 +6,7 @@ import contextlib
 import contextvars
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -15,10 +15,10 @@ from ...kernels.errors import OptionError
 from ...kernels.predictors import Predictor
 from ...passes import PadePass
 from ...passes.pade.forecast import Forecast, Profile
-from ...passes.pade.rules import Carried
 from ...passes.pade.schedule import Full
 from .fingerprint import digests
-from .kept import Model
+from .kept import Course, Model
+from .steps import Placed
 
 __all__ = ["Forecasts", "Trial", "tried", "trying"]
 
@@ -86,59 +86,44 @@ class Forecasts:
         model.fit = model.epoch, shapes  # not where it was raised: the next call raises, too
 
     def of(
-        self,
-        model: Model,
-        carried: Carried,
-        now: Tensor,
-        depth: int,
-        steps: int | None,
-        before: str,
-    ) -> tuple[Forecast, str]:
-        """That of one call, and what of its run is not as recorded; empty where all is.
+        self, model: Model, placed: Placed, now: Tensor, steps: int | None, trial: Trial | None
+    ) -> tuple[Forecast, int | None, Course | None]:
+        """That of one call, how many steps its run has (if that is known), and how that has gone.
 
-        depth: its step in the run; steps: how many that has, if known. before: what was not as
-        recorded on the step before.
+        placed: its first sample, for all. now: the samples' times, `[batch]`. steps: as far as the
+        run's calls show it.
         """
+        if trial is not None:
+            return trial.forecast or self.full, steps or trial.steps, None
         if self.profile is None:
-            return self.default, ""
-        why = model.misfit or before or self._strange(self.profile, carried, now, depth, steps)
+            return self.default, steps, None
+        depth, time = placed.step.depth, float(now[0])
+        course = None if placed.before is None else placed.before.record.course
+        course = course or Course(depth, time)
+        if steps is None and depth == course.depth + 1:
+            # A run that begins like the recorded one is taken to be as long.
+            alike = self._apart(self.profile, course, depth, time, self.profile.steps) <= ALIKE
+            steps = self.profile.steps if alike else None
+        why = model.misfit or course.strange
+        if not why and steps is not None:  # else the step is computed, whatever the profile says
+            apart = APART if steps == self.profile.steps else STEP / min(self.profile.steps, steps)
+            if self._apart(self.profile, course, depth, time, steps) > apart:
+                why = "its times fall otherwise than those of the recorded run: another sampler"
         if not why:
             model.counters.calibrated_steps += 1
-            return self.calibrated, ""
+            return self.calibrated, steps, course
         if why not in model.counters.uncalibrated and not model.misfit:
             self._say(why)
         model.counters.uncalibrated[why] = model.counters.uncalibrated.get(why, 0) + 1
-        return self.default, why
-
-    def _strange(
-        self, profile: Profile, carried: Carried, now: Tensor, depth: int, steps: int | None
-    ) -> str:
-        """What of a step's time is not as recorded; empty where all is."""
-        if not carried.known or steps is None:
-            return ""  # the step is computed, whatever the profile says
-        apart = APART if steps == profile.steps else STEP / min(profile.steps, steps)
-        if self._apart(profile, carried, now, depth, steps) <= apart:
-            return ""
-        return "its times fall otherwise than those of the recorded run: another sampler"
-
-    def length(self, carried: Carried, now: Tensor, depth: int, steps: int | None) -> int | None:
-        """How many steps a run has: the recorded one's where it is not known and begins like it."""
-        profile = self.profile
-        if steps is not None or profile is None or depth != 1 or not carried.known:
-            return steps
-        apart = self._apart(profile, carried, now, depth, profile.steps)
-        return profile.steps if apart <= ALIKE else None
+        return self.default, steps, replace(course, strange=why)
 
     @staticmethod
-    def _apart(profile: Profile, carried: Carried, now: Tensor, depth: int, steps: int) -> float:
-        """How far a step is from where it was recorded, seen from the newest computed one; as a
-        share of all times."""
+    def _apart(profile: Profile, course: Course, depth: int, time: float, steps: int) -> float:
+        """How far a step is from where it was recorded, seen from the run's first one; as a share
+        of all times."""
         scale = profile.steps / steps
-        wanted = _at(profile.times, depth * scale) - _at(
-            profile.times, (int(carried.last) - 1) * scale
-        )
-        whole = abs(profile.times[0] - profile.times[-1])
-        return float((now - carried.times[0] - wanted).abs().max()) / whole
+        wanted = _at(profile.times, depth * scale) - _at(profile.times, course.depth * scale)
+        return abs((time - course.time - wanted) / (profile.times[0] - profile.times[-1]))
 
     def _say(self, why: str) -> None:
         what = f"the profile is not of this model: {why}"

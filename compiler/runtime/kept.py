@@ -20,7 +20,16 @@ from .reading import Glimpse, Hashes
 from .runs import Runs
 from .steps import Evaluation
 
-__all__ = ["COUNTED", "Counters", "Model", "Record", "Weights", "device_memory", "state_bytes"]
+__all__ = [
+    "COUNTED",
+    "Counters",
+    "Course",
+    "Model",
+    "Record",
+    "Weights",
+    "device_memory",
+    "state_bytes",
+]
 
 
 @dataclass
@@ -46,6 +55,16 @@ class Counters:
 COUNTED = tuple(each.name for each in fields(Counters) if each.type == "int")
 
 
+@dataclass(frozen=True)
+class Course:
+    """How a run has gone, as far as its model's profile cares. depth, time: of the first step that
+    is known of it. strange: what is not as the profile has it; empty for nothing."""
+
+    depth: int
+    time: float
+    strange: str = ""
+
+
 @dataclass(eq=False)
 class Record:
     """What a call has left. carried: the state after it; None where that was dropped.
@@ -53,8 +72,8 @@ class Record:
     known: how many residuals there are to predict from. epoch: of the weights that computed them.
     glimpse, pending: the call's sample and outputs, and moments of a computed step; on their
     device, until they have been read. later: a copy of them that is on its way.
-    corrected: whether it gave back what predicted steps had missed. strange: what of its run is not
-    as its model's profile has it; empty for nothing.
+    corrected: whether it gave back what predicted steps had missed. course: how its run has gone,
+    where its model has a profile.
     """
 
     carried: Carried | None
@@ -63,7 +82,7 @@ class Record:
     glimpse: Glimpse
     pending: list[Tensor]
     corrected: bool = False
-    strange: str = ""
+    course: Course | None = None
     evaluations: list[Evaluation] = field(default_factory=list)
     why_not: str = ""
     later: Later | None = None

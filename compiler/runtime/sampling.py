@@ -21,7 +21,7 @@ from ...passes.pade.state import StreamInputs, StreamState
 from .batches import begun_anew, gathered
 from .digest import Later, at_hand
 from .forecasts import Forecasts, Trial, tried
-from .kept import Counters, Model, Record, Weights, device_memory, state_bytes
+from .kept import Counters, Course, Model, Record, Weights, device_memory, state_bytes
 from .origins import answered
 from .provenance import MOST, WEIGHED
 from .reading import Glimpse, Reader, Seen
@@ -42,7 +42,7 @@ _graphs: weakref.WeakSet[PadeGraph] = weakref.WeakSet()
 class _Plan:
     """What was decided for one call. fresh: samples that have no state yet. begun: of each sample,
     the step that its state begins at; left: the steps of its run that are left, this one included,
-    where that is wanted and known, else 0. correction: see the option; strange: see `Record`."""
+    where that is wanted and known, else 0. correction: see the option; course: see `Record`."""
 
     runs: Runs
     epoch: int
@@ -54,7 +54,7 @@ class _Plan:
     begun: list[int]
     left: list[int]
     correction: float
-    strange: str
+    course: Course | None
     now: Tensor
     streams: list[StreamInputs]
 
@@ -261,16 +261,9 @@ class PadeGraph:
             each.step.depth if each.before is None or index in fresh else each.before.begun
             for index, each in enumerate(placed)
         ]
-        depth = placed[0].step.depth
-        steps = runs.length(placed[0])
-        if trial is None:
-            steps = self.forecasts.length(carried, now, depth, steps)
-            before = placed[0].before
-            was = "" if before is None else before.record.strange
-            forecast, strange = self.forecasts.of(model, carried, now, depth, steps, was)
-        else:
-            steps = steps or trial.steps
-            forecast, strange = trial.forecast or self.forecasts.full, ""
+        forecast, steps, course = self.forecasts.of(
+            model, placed[0], now, runs.length(placed[0]), trial
+        )
         planned = bool(fresh) or any(
             forecast.schedule.computes(
                 each.step.depth, _last(each) - 1, runs.length(each) or steps, own
@@ -300,7 +293,7 @@ class PadeGraph:
         left = _left(runs, placed, steps) if compute and carried.answers else []
         return _Plan(
             runs, model.epoch, call, placed, compute, carried, fresh, begun, left,
-            forecast.correction, strange, now, streams,
+            forecast.correction, course, now, streams,
         )  # fmt: skip
 
     def _carried(
@@ -386,7 +379,7 @@ class PadeGraph:
         glimpse = self.reader.glimpse(inputs, results, plan.runs.positions)
         pending = [each.moments for each in state] if plan.compute else []
         known = int(carried.known)
-        return Record(carried, known, plan.epoch, glimpse, pending, corrected, plan.strange)
+        return Record(carried, known, plan.epoch, glimpse, pending, corrected, plan.course)
 
     def _bound(self, runs: Runs, newest: Record) -> None:
         """Drop the state that was not used for longest, where all of it takes too much."""
