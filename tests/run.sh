@@ -29,7 +29,7 @@ run_tests() { "$environment/bin/python" -m pytest --numprocesses auto --dist wor
 case "$tier" in
 core)
     # What the others stand on: layers, facts, patterns, predictors, schedules, runs.
-    run_tests tests/test_layers.py tests/test_pages.py tests/kernels/test_predictors.py \
+    run_tests tests/test_layers.py tests/test_pages.py tests/kernels/predictors \
         tests/kernels/omnisparse/test_selection.py \
         tests/passes/graph tests/passes/test_blocks.py tests/passes/zipar tests/passes/pade \
         tests/passes/codebook/test_{rows,single_query}.py --deselect \

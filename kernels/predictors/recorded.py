@@ -83,7 +83,8 @@ class Recorded(AlongDifferences):
 def same_form(predictor: Predictor) -> bool:
     """Whether a graph that was compiled with a predictor can be given recorded slopes instead: it
     reads as many residuals, and takes a coefficient for each difference and sample."""
-    if not isinstance(predictor, AlongDifferences) or predictor.history != Recorded.history:
+    form = predictor.history, predictor.granularity
+    if not isinstance(predictor, AlongDifferences) or form != (Recorded.history, "sample"):
         return False
     blank = torch.zeros(Recorded.history + 1, 1), torch.ones(()), torch.zeros(MOMENTS, 1, 1)
     known = predictor.coefficients(*blank)

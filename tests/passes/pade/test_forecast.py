@@ -13,7 +13,6 @@ from accel.compiler.options import parse_options
 from accel.kernels.predictors.recorded import Recorded
 from accel.passes.pade.forecast import Point
 from accel.passes.pade.schedule import Planned
-from accel.passes.pade.trial import accepted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -156,53 +155,6 @@ def test_what_does_not_hold_together(changed: dict[str, Any], message: str) -> N
 def test_options_that_can_not_be_kept(options: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         PadeOptions(**options)
-
-
-# The predictor
-
-SOURCE = Recorded(TIMES, products())
-
-
-def slope(times: list[float], left: float) -> float:
-    known = SOURCE.coefficients(
-        torch.tensor(times, dtype=torch.float64)[:, None], torch.tensor(left).double(),
-        torch.zeros(5, 1, 1),
-    )  # fmt: skip
-    assert known is not None
-    assert known.shape == (2, 1, 1)
-    assert float(known[1]) == 0
-    return float(known[0])
-
-
-def test_the_slope_is_the_recorded_run_s_best() -> None:
-    values = residuals()
-    for now, newest, before in ((2, 1, 0), (3, 2, 0), (4, 1, 0), (4, 3, 2)):
-        along, wanted = values[newest] - values[before], values[now] - values[newest]
-        best = float(wanted @ along / (along @ along))
-        times = [TIMES[now], TIMES[newest], TIMES[before], TIMES[before]]
-        left = 1 - now / 5
-        assert slope(times, left) == pytest.approx(best)
-        # What is added to all times, as embedded guidance is, says nothing.
-        assert slope([each + 3.5 for each in times], left) == pytest.approx(best)
-
-
-def test_between_recorded_steps_it_takes_straight_lines() -> None:
-    values = residuals()
-    middle = 0.5 * (values[2] + values[3])  # at 350
-    along, wanted = values[2] - values[1], middle - values[2]
-    best = float(wanted @ along / (along @ along))
-    assert slope([350.0, 500.0, 700.0, 900.0], 1 - 2.5 / 5) == pytest.approx(best)
-
-
-def test_with_one_residual_it_reuses() -> None:
-    assert slope([700.0, 900.0, 900.0, 900.0], 0.8) == 0
-
-
-def test_it_is_sound() -> None:
-    """Constants, scales, a graph, odd times: as any predictor that a user hands over."""
-    assert accepted(SOURCE) is SOURCE
-    still = Recorded(TIMES, ((1.0,) * 5,) * 5)  # nothing ever moved
-    assert accepted(still) is still
 
 
 # The schedule

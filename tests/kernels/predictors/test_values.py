@@ -1,175 +1,31 @@
-"""Properties that every predictor has, on arbitrary residuals and spacings."""
+"""What each predictor forecasts: exact cases, plain references, options."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy
 import pytest
 import torch
 from accel.kernels.errors import OptionError
-from accel.kernels.predictors import PREDICTORS, Predictor, judge, moments, predictor_name, resolve
-from accel.kernels.predictors.base import distinct
+from accel.kernels.predictors import PREDICTORS, Predictor
 from accel.kernels.predictors.chebyshev import Chebyshev
 from accel.kernels.predictors.damped import Damped
 from accel.kernels.predictors.hermite import Hermite
 from accel.kernels.predictors.pade import Pade
 from accel.kernels.predictors.polynomial import Taylor
-from hypothesis import example, given, settings
+from accel.tests.kernels.predictors.histories import (
+    each_history,
+    gaps,
+    predict,
+    spaced,
+)
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-
-# TC-Padé reproduces neither constants nor scale, as printed and as released; see its docstring.
-SOUND = {name: p for name, p in PREDICTORS.items() if not name.startswith("tc-pade")}
-SHAPES = [(1, 3), (2, 5, 7), (3, 1, 2), (2, 3, 4, 5)]
-
-LONGEST = max(predictor.history for predictor in PREDICTORS.values())
-gaps = st.lists(st.floats(0.01, 5.0), min_size=LONGEST, max_size=LONGEST)
-scales = st.floats(1e-6, 1e6)
-# Any times at all: repeated, turning back, of any size, others for each of two samples.
-moment = st.one_of(st.sampled_from([0.0, 1.0, 500.0]), st.floats(-1e6, 1e6, width=32))
-any_times = st.lists(st.tuples(moment, moment), min_size=LONGEST + 1, max_size=LONGEST + 1)
-
-
-def spaced(predictor: Predictor, spacing: list[float], batch: int) -> Tensor:
-    """Times that fall by the given gaps, the step to predict first: `[history + 1, batch]`.
-
-    Where there are more residuals than gaps, the gaps come again.
-    """
-    times = [0.0]
-    for index in range(predictor.history):
-        times.append(times[-1] + spacing[index % len(spacing)])
-    return torch.tensor(times)[:, None].expand(-1, batch).contiguous()
-
-
-def predict(
-    predictor: Predictor, residuals: list[Tensor], times: Tensor, left: float = 0.5
-) -> Tensor:
-    """As a run does it: moments of the newest residual, coefficients, then the forecast."""
-    newest, *older = residuals
-    measured = moments(newest, older or [newest], newest, predictor.granularity)
-    coefficients = predictor.coefficients(
-        times.double(), torch.tensor(left, dtype=torch.float64), measured.double()
-    )
-    inputs = [torch.zeros_like(newest)] * 2 if predictor.reads_inputs else []
-    known = None if coefficients is None else coefficients.float()
-    return predictor.predict(residuals, known, inputs)
-
-
-def random_residuals(predictor: Predictor, shape: tuple[int, ...], seed: int = 0) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    base = torch.randn(shape, generator=generator)
-    return [base + 0.1 * torch.randn(shape, generator=generator) for _ in range(predictor.history)]
-
-
-@pytest.mark.parametrize("name", SOUND)
-@settings(max_examples=20, deadline=None)
-@given(spacing=gaps, scale=scales, shape=st.sampled_from(SHAPES))
-def test_constants_are_reproduced(
-    name: str, spacing: list[float], scale: float, shape: tuple[int, ...]
-) -> None:
-    predictor = SOUND[name]
-    constant = torch.randn(shape) * scale
-    out = predict(predictor, [constant] * predictor.history, spaced(predictor, spacing, shape[0]))
-    torch.testing.assert_close(out, constant)
-
-
-@pytest.mark.parametrize("name", SOUND)
-@settings(max_examples=20, deadline=None)
-@given(spacing=gaps, scale=scales, shape=st.sampled_from(SHAPES), seed=st.integers(0, 99))
-def test_scale_equivariance(
-    name: str, spacing: list[float], scale: float, shape: tuple[int, ...], seed: int
-) -> None:
-    predictor = SOUND[name]
-    residuals = random_residuals(predictor, shape, seed)
-    times = spaced(predictor, spacing, shape[0])
-    once = predict(predictor, residuals, times)
-    scaled = predict(predictor, [residual * scale for residual in residuals], times)
-    size = float(once.abs().max())
-    assert float((scaled / scale - once).abs().max()) <= 2e-3 * size
-
-
-@pytest.mark.parametrize("name", SOUND)
-@settings(max_examples=40, deadline=None)
-@given(
-    times=any_times,
-    known=st.integers(0, LONGEST),
-    left=st.floats(0, 1),
-    seed=st.integers(0, 99),
-    exponent=st.integers(-20, 20),
-)
-@example(  # times that nearly coincide: coefficients of 1e38
-    times=[(0.0, 0.0), (500.0, 0.0), (1e-34, 0.0), *[(0.0, 0.0)] * (LONGEST - 2)],
-    known=3, left=0.0, seed=0, exponent=10,
-)  # fmt: skip
-def test_invariant_4_at_any_times(
-    name: str,
-    times: list[tuple[float, float]],
-    known: int,
-    left: float,
-    seed: int,
-    exponent: int,
-) -> None:
-    """A constant comes back to the last bit, and scaled residuals give the scaled forecast.
-
-    known: how many residuals a run has; its oldest entry stands for those that it has not.
-    """
-    predictor = SOUND[name]
-    last = max(known, 1)
-    filled = torch.tensor([times[min(age, last)] for age in range(predictor.history + 1)])
-    history = random_residuals(predictor, (2, 3, 4), seed)
-    history = [history[min(age, last - 1)] for age in range(predictor.history)]
-    constant = [history[0]] * predictor.history
-    assert torch.equal(predict(predictor, constant, filled, left), history[0])
-    once = predict(predictor, history, filled, left)
-    assert torch.isfinite(once).all()
-    scaled = predict(predictor, [each * 2.0**exponent for each in history], filled, left)
-    assert torch.equal(scaled, once * 2.0**exponent)
-
-
-@pytest.mark.parametrize("name", [name for name in PREDICTORS if name not in SOUND])
-def test_what_is_not_sound_misses_a_constant(name: str) -> None:
-    """The tests above leave TC-Padé out for a reason; as printed it depends on the scale, too."""
-    predictor = PREDICTORS[name]
-    times = spaced(predictor, [1.0], 1)
-    answers = []
-    for size in (1.0, 8.0):
-        constant = torch.full((1, 4), size)
-        answers.append(float(predict(predictor, [constant] * predictor.history, times)[0, 0]))
-    assert abs(answers[0] - 1) > 0.05
-    if name != "tc-pade-release":  # which is wrong by a tenth at all sizes
-        assert abs(answers[1] / 8 - answers[0]) > 0.05
-
-
-@pytest.mark.parametrize("name", PREDICTORS)
-@settings(max_examples=25, deadline=None)
-@given(
-    spacing=st.lists(st.floats(0.0, 1e4), min_size=4, max_size=4),
-    exponents=st.lists(st.integers(-38, 38), min_size=3, max_size=3),
-    left=st.floats(0, 1),
-)
-def test_never_nan_or_infinite(
-    name: str, spacing: list[float], exponents: list[int], left: float
-) -> None:
-    predictor = PREDICTORS[name]
-    residuals = [
-        torch.randn(2, 3, 4).clamp(-3, 3) * 10.0 ** exponents[age % 3]
-        for age in range(predictor.history)
-    ]
-    out = predict(predictor, residuals, spaced(predictor, spacing, 2), left)
-    assert torch.isfinite(out).all()
-
-
-@pytest.mark.parametrize("name", PREDICTORS)
-def test_zeros_stay_finite(name: str) -> None:
-    predictor = PREDICTORS[name]
-    zeros = [torch.zeros(2, 3, 4)] * predictor.history
-    out = predict(predictor, zeros, spaced(predictor, [1.0] * 4, 2))
-    assert torch.equal(out, torch.zeros(2, 3, 4))
 
 
 @pytest.mark.parametrize("name", ["linear", "taylor-2", "taylor-3", "pade", "pade-token"])
@@ -318,27 +174,6 @@ def test_damped_is_the_line_with_half_of_what_the_last_step_showed(
     torch.testing.assert_close(got, middle.float())
 
 
-def test_a_repeated_time_ends_the_history_of_its_sample() -> None:
-    times = torch.tensor([[9.0, 9.0, 9.0], [8.0, 9.0, 8.0], [7.0, 7.0, 9.0], [6.0, 6.0, 6.0]])
-    known = [[True] * 3, [True, False, True], [True, False, False], [True, False, False]]
-    assert distinct(times).tolist() == known
-
-
-def each_history(predictor: Predictor, seed: int) -> tuple[Tensor, list[Tensor]]:
-    """Times and residuals of a batch whose samples know 1, 2, 3, ... and all residuals."""
-    generator = torch.Generator().manual_seed(seed)
-    batch = predictor.history + 1
-    steps = torch.rand(batch, predictor.history + 1, generator=generator).double() + 0.1
-    times = 900 - 100 * steps.cumsum(1)
-    times = times.flip(1).T  # the step to predict first, and lowest
-    residuals = list(torch.randn(predictor.history, batch, 2, 3, generator=generator))
-    for sample in range(predictor.history):
-        times[sample + 2 :, sample] = times[sample + 1, sample]
-        for residual in residuals[sample + 1 :]:
-            residual[sample] = residuals[sample][sample]
-    return times, residuals
-
-
 def hermite_reference(predictor: Hermite, times: Any, residuals: list[Any], left: float) -> Any:
     """One sample: divided differences of the residuals themselves, numpy's Hermite series."""
     count = len(dict.fromkeys(times[1:]))
@@ -482,45 +317,3 @@ def test_paper_depends_on_units() -> None:
     for constant, answer in ((10.0, 5.0), (1.0, 1 / 1.1)):
         out = predict(predictor, [torch.full((1, 4), constant)] * 3, times)
         torch.testing.assert_close(out, torch.full((1, 4), answer))
-
-
-def test_signals() -> None:
-    actual = torch.tensor([[3.0, 4.0], [0.0, 5.0]])
-    guess = torch.tensor([[3.0, 4.0], [0.0, 4.0]])
-    east = torch.tensor([[2.0, 4.0], [0.0, 4.0]])
-    earlier = [east, east - torch.tensor([1.0, 0.0])]
-    for granularity in ("sample", "token", "channel"):
-        shape = (2, 2) if granularity != "channel" else (2, 1, 2)
-        views = [each.view(shape) for each in (actual, *earlier, guess)]
-        measured = moments(views[0], views[1:3], views[3], granularity)
-        signals = judge([measured])
-        assert signals.finite
-        # The first sample goes straight on (chord 0), the second turns by 90 degrees.
-        assert signals.turn == pytest.approx(math.sqrt(2) / 2, abs=1e-3)
-        assert signals.error == pytest.approx(0.2)
-        broken = moments(views[0] * float("nan"), views[1:3], views[3], granularity)
-        assert not judge([measured, broken]).finite
-        assert judge([measured, broken]).error == math.inf
-
-
-def test_unknown_name() -> None:
-    with pytest.raises(OptionError, match="known: pade"):
-        resolve("pad")
-
-
-@dataclass(frozen=True)
-class Custom:
-    gain: float = 0.5
-    weights: tuple[float, ...] = (1.0, 2.0)
-    anything: object = object()
-
-
-def test_names_are_the_same_in_every_process() -> None:
-    assert predictor_name("pade") == predictor_name(Pade()) == "pade"
-    assert predictor_name(Taylor(order=1)) == "linear"
-    own: Any = Custom()
-    assert (
-        predictor_name(own) == f"{__name__}.Custom(gain=0.5, weights=(1.0, 2.0), anything=<object>)"
-    )
-    assert resolve(own) is own
-    assert "scale=0.7" in predictor_name(Hermite(scale=0.7))
