@@ -121,7 +121,7 @@ def _application() -> Any:
 
     @application.command()
     def calibrate(builder: str, output: Path = profile_path, plot: Path = plot_path) -> None:
-        """Find out how few steps of a model need computing; takes about twelve full runs.
+        """Find out how few steps of a model need computing; computes about twelve full runs.
 
         BUILDER is package.module:function; the function returns (model, run): a model compiled with
         backend="accel", and what samples with it from the noise of a seed. Use the profile by the

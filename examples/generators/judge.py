@@ -1,7 +1,7 @@
 """How near forecasts stay to the full run, on five trained models of different kinds.
 
-    python -m accel.examples.generators.judge rules results/       # which rule would one choose
-    python -m accel.examples.generators.judge calibration results/ # what a calibration is worth
+    python -m accel.examples.generators.judge rules FOLDER        # which rule would one choose
+    python -m accel.examples.generators.judge calibration FOLDER  # what a calibration is worth
 
 Everything goes through the back end, in closed loop, with Inductor left out (`lowering="eager"`):
 it costs compilation and changes no more than rounding. PSNR is of pictures (values in [-1, 1]), the

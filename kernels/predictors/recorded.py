@@ -70,7 +70,7 @@ class Recorded(AlongDifferences):
         shares = _hats(recorded, here + times - times[0])  # [history + 1, batch, steps]
         to_predict, newest, before = shares[0], shares[1], shares[2]
         # Of a constant made beforehand: so an exported graph takes it in.
-        products = torch.ops.aten.lift_fresh(self._products).to(times.device)
+        products = torch.ops.aten.lift_fresh(self._products).to(times)
         along = newest - before
         wanted = (((to_predict - newest) @ products) * along).sum(-1)
         slope = safe_divide(wanted, ((along @ products) * along).sum(-1))
